@@ -1,0 +1,163 @@
+"""The order in which tokens reach the kernel, and the 128-token blocks they form there."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from dit_sparse.grid import Grid
+from dit_sparse.kernels.indices import BLOCK, segment_blocks
+
+KINDS = ("raster", "tile", "morton")
+# A tile may cost this much more padded work than the cheapest one when it is closer to a cube: near tokens then share
+# a block, which is what block selection and windows live on.
+TILE_SLACK = 1.07
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Hold one grid in kernel order: video tokens permuted, then the text (prefix, suffix) as a segment of its own.
+
+    `order` [N] int64 gives for each kernel position the token's index in the grid's own order (None: identity);
+    `start`, `length` [K] int32 cut kernel positions in blocks of at most 128 that never straddle video and text.
+    """
+
+    grid: Grid
+    order: Tensor | None
+    start: Tensor
+    length: Tensor
+    video_blocks: int
+    by_length: tuple[tuple[int, Tensor], ...]  # video blocks grouped by their tokens: (tokens, block numbers int64)
+
+    @cached_property
+    def inverse(self) -> Tensor | None:
+        return None if self.order is None else torch.argsort(self.order)
+
+    @property
+    def blocks(self) -> int:
+        return self.start.numel()
+
+    def to_kernel(self, x: Tensor) -> Tensor:  # [B, N, H, D] -> [B, N, H, D]
+        return x if self.order is None else x.index_select(1, self.order)
+
+    def from_kernel(self, x: Tensor) -> Tensor:  # [B, N, H, D] -> [B, N, H, D]
+        return x if self.inverse is None else x.index_select(1, self.inverse)
+
+    def video_index(self) -> Tensor:
+        """Return [video_blocks, 128] int64: raster index of each video token by block and lane; -1 past a short block."""
+        video, row = self.grid.video_tokens, torch.arange(BLOCK, device=self.start.device)
+        start, length = self.start[: self.video_blocks, None].long(), self.length[: self.video_blocks, None].long()
+        position = (start + row).clamp(max=video - 1)
+        raster = position if self.order is None else self.order[position] - self.grid.prefix
+        return torch.where(row < length, raster, -1)
+
+
+@dataclass(frozen=True)
+class TokenOrder:
+    """Choose the layout of video tokens for the kernel; the pattern's definition never changes with it.
+
+    kind: `raster` (as they come), `tile` (3-D tiles of at most 128 tokens; ragged at the far borders, no padding
+    copy), `morton` (Z-order curve). `tile` fixes the tile's (frames, height, width); None picks it per grid.
+
+    Raises:
+        ValueError: unknown kind, or a tile of more than 128 tokens.
+    """
+
+    kind: str = "raster"
+    tile: tuple[int, int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"token order must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.tile is not None:
+            if self.kind != "tile":
+                raise ValueError(f"only the order 'tile' takes a tile, got order {self.kind!r} with tile {self.tile}")
+            if len(self.tile) != 3 or min(self.tile) < 1 or math.prod(self.tile) > BLOCK:
+                raise ValueError(f"tile must be three sizes >= 1 of at most {BLOCK} tokens in all, got {self.tile}")
+
+    @classmethod
+    def parse(cls, text: str) -> TokenOrder:
+        """Read `raster`, `morton`, `tile` or `tile:2x8x8`."""
+        kind, _, size = text.partition(":")
+        if not size:
+            return cls(kind)
+        try:
+            frames, height, width = (int(part) for part in size.split("x"))
+        except ValueError:
+            raise ValueError(f"token order must look like 'tile:2x8x8', got {text!r}") from None
+        return cls(kind, (frames, height, width))
+
+    def __str__(self) -> str:
+        return self.kind if self.tile is None else f"{self.kind}:{'x'.join(map(str, self.tile))}"
+
+    def layout(self, grid: Grid, device: torch.device | str = "cpu") -> Layout:
+        """Lay the grid out: see `Layout`."""
+        if self.kind == "raster":
+            video, lengths = torch.arange(grid.video_tokens), [grid.video_tokens]
+        elif self.kind == "morton":
+            video, lengths = _morton_order(grid), [grid.video_tokens]
+        else:
+            video, lengths = _tile_order(grid, self.tile or choose_tile(grid.shape))
+        start, length = segment_blocks(lengths)
+        video_blocks = start.numel()
+        if grid.text_tokens:
+            text_start, text_length = segment_blocks([grid.text_tokens])
+            start = torch.cat([start, text_start + grid.video_tokens])
+            length = torch.cat([length, text_length])
+        prefix = torch.arange(grid.prefix)
+        suffix = torch.arange(grid.prefix + grid.video_tokens, grid.tokens)
+        order = torch.cat([video + grid.prefix, prefix, suffix])
+        identity = bool((order == torch.arange(grid.tokens)).all())
+        video_length = length[:video_blocks]
+        by_length = tuple(
+            (int(tokens), (video_length == tokens).nonzero().flatten().to(device)) for tokens in video_length.unique()
+        )
+        kernel_order = None if identity else order.to(device)
+        return Layout(grid, kernel_order, start.to(device), length.to(device), video_blocks, by_length)
+
+
+def choose_tile(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the tile (frames, height, width) of at most 128 tokens with the least padded work on this grid.
+
+    The work is the number of blocks; among tiles within 7 % of the fewest, the most cube-like one wins, because block
+    selection and windows profit from tokens that are near in all three axes.
+    """
+    frames, height, width = shape
+    candidates = [
+        (t, h, w)
+        for t in range(1, min(frames, BLOCK) + 1)
+        for h in range(1, min(height, BLOCK // t) + 1)
+        for w in range(1, min(width, BLOCK // (t * h)) + 1)
+    ]
+
+    def blocks(tile: tuple[int, int, int]) -> int:
+        return math.prod(math.ceil(n / size) for n, size in zip(shape, tile, strict=True))
+
+    fewest = min(map(blocks, candidates))
+    near = [tile for tile in candidates if blocks(tile) <= fewest * TILE_SLACK]
+    return min(near, key=lambda tile: (sum(1 / size for size in tile), blocks(tile), tile))
+
+
+def _tile_order(grid: Grid, tile: tuple[int, int, int]) -> tuple[Tensor, list[int]]:
+    """Return the raster index of each token, tile after tile (tiles and tokens in them row-major), and tile lengths."""
+    sizes = [[min(size, n - at) for at in range(0, n, size)] for n, size in zip(grid.shape, tile, strict=True)]
+    lengths = [t * h * w for t, h, w in itertools.product(*sizes)]
+    axes = torch.meshgrid(*(torch.arange(n) // size for n, size in zip(grid.shape, tile, strict=True)), indexing="ij")
+    _, rows, columns = (len(axis) for axis in sizes)
+    tile_index = (axes[0] * rows + axes[1]) * columns + axes[2]
+    return torch.argsort(tile_index.flatten(), stable=True), lengths
+
+
+def _morton_order(grid: Grid) -> Tensor:
+    """Return raster indices along the Z-order curve over (frame, row, column)."""
+    axes = torch.meshgrid(*(torch.arange(n) for n in grid.shape), indexing="ij")
+    code = torch.zeros(grid.shape, dtype=torch.int64)
+    for bit in range(max(n - 1 for n in grid.shape).bit_length()):
+        for place, axis in enumerate(reversed(axes)):
+            code |= ((axis >> bit) & 1) << (3 * bit + place)
+    return torch.argsort(code.flatten(), stable=True)

@@ -1,0 +1,94 @@
+"""The patterns, one file each, and the one table that names them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from dit_sparse.patterns.base import Pattern, PatternState, Selection, StaticPattern
+from dit_sparse.patterns.cached import Cached
+from dit_sparse.patterns.dense import Dense
+from dit_sparse.patterns.neighborhood import Neighborhood
+from dit_sparse.patterns.radial import Radial
+from dit_sparse.patterns.skip import Skip
+from dit_sparse.patterns.topblocks import TopBlocks
+
+PATTERNS: dict[str, type[Pattern]] = {
+    "dense": Dense,
+    "skip": Skip,
+    "neighborhood": Neighborhood,
+    "radial": Radial,
+    "topblocks": TopBlocks,
+    "cached": Cached,
+}
+
+__all__ = [
+    "PATTERNS", "Cached", "Dense", "Neighborhood", "Pattern", "PatternState", "Radial", "Selection", "Skip",
+    "StaticPattern", "TopBlocks", "pattern_from_dict", "pattern_from_text",
+]  # fmt: skip
+
+
+def pattern_from_dict(values: object, where: str = "pattern") -> Pattern:
+    """Build a pattern from its JSON form, e.g. {"name": "topblocks", "keep": 0.2}.
+
+    Raises: ValueError that names the place, what was found and what is known.
+    """
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+        raise ValueError(f'{where} must be an object with a "name", got {values!r}')
+    name = values["name"]
+    if name not in PATTERNS:
+        raise ValueError(f"{where}: unknown pattern {name!r}; known: {', '.join(PATTERNS)}")
+    cls = PATTERNS[name]
+    known = [item.name for item in fields(cls)]
+    options: dict[str, Any] = {}
+    for key, value in values.items():
+        if key == "name":
+            continue
+        if key not in known:
+            has = f"its fields are {', '.join(known)}" if known else "it has no fields"
+            raise ValueError(f"{where}: pattern {name!r} has no field {key!r}; {has}")
+        if isinstance(value, Mapping):
+            value = pattern_from_dict(value, f"{where}.{key}")
+        options[key] = tuple(value) if isinstance(value, list) else value
+    try:
+        return cls(**options)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def pattern_from_text(text: str) -> Pattern:
+    """Read `topblocks:keep=0.2`, `neighborhood:window=5x0.5x0.5`, `cached:refresh_steps=4,pattern=topblocks:keep=0.2`.
+
+    Values are numbers, true/false, words, or three values joined by `x`; options of an inner pattern are separated
+    by semicolons.
+
+    Raises: ValueError for an unknown name, field or value.
+    """
+    return pattern_from_dict(_text_to_dict(text, ","), repr(text))
+
+
+def _text_to_dict(text: str, separator: str) -> dict[str, Any]:
+    name, _, options = text.partition(":")
+    values: dict[str, Any] = {"name": name.strip()}
+    for item in filter(None, options.split(separator)):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"{text!r}: options look like name=value, got {item!r}")
+        values[key.strip()] = _text_to_dict(value, ";") if key.strip() == "pattern" else _text_to_value(value.strip())
+    return values
+
+
+def _text_to_value(text: str) -> Any:
+    parts = text.split("x")
+    if len(parts) == 3 and all(part.strip() for part in parts):
+        return [_text_to_value(part.strip()) for part in parts]
+    match text.lower():
+        case "true" | "false":
+            return text.lower() == "true"
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text

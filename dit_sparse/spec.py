@@ -1,0 +1,43 @@
+"""From what a user writes to a plan: a preset, a pattern with options, a file, or an object."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dit_sparse.patterns import PATTERNS, Cached, Dense, Pattern, TopBlocks, pattern_from_text
+from dit_sparse.plan import Plan, Rule
+
+# The first steps decide the layout of a clip, so they stay dense; the selection is then reused for some steps.
+PRESETS: dict[str, Plan] = {
+    "quality": Plan((Rule(Dense(), (0.0, 0.25)), Rule(Cached(TopBlocks(keep=0.35), refresh_steps=2))), "quality"),
+    "balanced": Plan((Rule(Dense(), (0.0, 0.12)), Rule(Cached(TopBlocks(keep=0.2), refresh_steps=3))), "balanced"),
+    "fast": Plan((Rule(Cached(TopBlocks(keep=0.12), refresh_steps=4)),), "fast"),
+}
+
+
+def parse_spec(spec: str | Path | Pattern | Plan) -> Plan:
+    """Return the plan that `spec` means: a preset, a pattern name with options, the path of a plan, or the object.
+
+    Presets and pattern names win over files of the same name; write `./balanced` for the file.
+
+    Raises: ValueError for an unknown name or a broken plan; FileNotFoundError for a path that does not exist.
+    """
+    if isinstance(spec, Plan):
+        return spec
+    if isinstance(spec, Pattern):
+        return Plan.of(spec)
+    if isinstance(spec, str):
+        if spec in PRESETS:
+            return PRESETS[spec]
+        if spec.partition(":")[0] in PATTERNS:
+            return Plan.of(pattern_from_text(spec), spec)
+    if isinstance(spec, (str, Path)):
+        if Path(spec).exists() or isinstance(spec, Path):
+            return Plan.load(spec)
+        if "/" in spec or spec.endswith(".json"):
+            raise FileNotFoundError(f"no plan at {spec}")
+        raise ValueError(
+            f"unknown plan {spec!r}: not a preset ({', '.join(PRESETS)}), not a pattern ({', '.join(PATTERNS)}), "
+            "and no such file"
+        )
+    raise ValueError(f"a plan is a str, Path, Pattern or Plan, got {type(spec).__name__}")

@@ -1,0 +1,115 @@
+"""What ran sparse, what ran dense and why: the record of the last run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass
+class LayerRecord:
+    """Count the attention calls of one layer. Pairs are query-key pairs among video tokens over batch and heads."""
+
+    name: str
+    patterns: Counter[str] = field(default_factory=Counter)
+    dense_reasons: Counter[str] = field(default_factory=Counter)
+    all_pairs: float = 0.0  # of the sparse calls
+    dense_pairs: float = 0.0  # of the dense calls whose size is known
+    kept_pairs: float | Tensor = 0.0
+    visited_pairs: float | Tensor = 0.0
+    sparse_calls: int = 0
+
+    @property
+    def dense_calls(self) -> int:
+        return self.dense_reasons.total()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Report the last run: calls, densities and the reasons of what stayed dense. `str()` gives the table.
+
+    density: kept / all pairs in sparse calls. computed_density: pairs in visited blocks. run_density: kept pairs over
+    the whole run, dense calls included. None where nothing ran sparse (or nothing ran).
+    """
+
+    plan: str
+    grid: str
+    backend: str
+    layers: tuple[LayerRecord, ...]
+    unknown: tuple[str, ...] = ()  # attention modules left alone because their processor is not known
+
+    @property
+    def sparse_calls(self) -> int:
+        return sum(layer.sparse_calls for layer in self.layers)
+
+    @property
+    def dense_calls(self) -> int:
+        return sum(layer.dense_calls for layer in self.layers)
+
+    @property
+    def dense_reasons(self) -> dict[str, int]:
+        return dict(sum((layer.dense_reasons for layer in self.layers), Counter[str]()))
+
+    @property
+    def density(self) -> float | None:
+        return _share(self._sum("kept_pairs"), self._sum("all_pairs"))
+
+    @property
+    def computed_density(self) -> float | None:
+        return _share(self._sum("visited_pairs"), self._sum("all_pairs"))
+
+    @property
+    def run_density(self) -> float | None:
+        dense = self._sum("dense_pairs")
+        return _share(self._sum("kept_pairs") + dense, self._sum("all_pairs") + dense)
+
+    def _sum(self, name: str) -> float:
+        return float(sum(float(getattr(layer, name)) for layer in self.layers))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "plan": self.plan,
+            "grid": self.grid,
+            "backend": self.backend,
+            "sparse_calls": self.sparse_calls,
+            "dense_calls": self.dense_calls,
+            "dense_reasons": self.dense_reasons,
+            "density": self.density,
+            "computed_density": self.computed_density,
+            "run_density": self.run_density,
+            "unknown": list(self.unknown),
+            "layers": [
+                {
+                    "name": layer.name,
+                    "sparse_calls": layer.sparse_calls,
+                    "dense_calls": layer.dense_calls,
+                    "patterns": dict(layer.patterns),
+                    "dense_reasons": dict(layer.dense_reasons),
+                    "density": _share(float(layer.kept_pairs), layer.all_pairs),
+                }
+                for layer in self.layers
+            ],
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"plan {self.plan}: grid {self.grid}, backend {self.backend}",
+            f"  {self.sparse_calls} attention calls sparse, {self.dense_calls} dense",
+        ]
+        if self.density is not None and self.computed_density is not None and self.run_density is not None:
+            lines.append(f"  in sparse calls {_kept(self.density)}, whole blocks {_kept(self.computed_density)}")
+            lines.append(f"  over the run    {_kept(self.run_density)}")
+        lines += [f"  dense: {reason}: {count} calls" for reason, count in self.dense_reasons.items()]
+        lines += [f"  left alone: {name}" for name in self.unknown]
+        return "\n".join(lines)
+
+
+def _kept(density: float) -> str:
+    return f"keep {density:.1%} (skip {1 - density:.1%})"
+
+
+def _share(part: float, whole: float) -> float | None:
+    return part / whole if whole else None
