@@ -49,7 +49,7 @@ class Layout:
         return x if self.inverse is None else x.index_select(1, self.inverse)
 
     def video_index(self) -> Tensor:
-        """Return [video_blocks, 128] int64: raster index of each video token by block and lane; -1 past a short block."""
+        """Return [video_blocks, 128] int64: raster index of each video token by block, -1 past a short one."""
         video, row = self.grid.video_tokens, torch.arange(BLOCK, device=self.start.device)
         start, length = self.start[: self.video_blocks, None].long(), self.length[: self.video_blocks, None].long()
         position = (start + row).clamp(max=video - 1)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from dit_sparse.grid import Grid
-from dit_sparse.kernels.backends import BACKENDS, block_attention, choose
+from dit_sparse.kernels.backends import block_attention, choose
+from dit_sparse.options import Options
 from dit_sparse.order import Layout, TokenOrder
 from dit_sparse.patterns import Dense, Pattern, PatternState
-from dit_sparse.plan import Plan, parse_indices
-from dit_sparse.summary import LayerRecord, Summary
+from dit_sparse.plan import Plan
+from dit_sparse.record import LayerRecord, Summary
 
 if TYPE_CHECKING:
     from dit_sparse.attention import Layer
@@ -26,54 +27,7 @@ logger = logging.getLogger("dit_sparse")
 
 # Grids whose layouts and static masks are kept: branches may differ in text length, runs in size.
 GRIDS_KEPT = 4
-MIN_TOKENS = {"cpu": 2048}
-MIN_TOKENS_ACCELERATOR = 8192
-Guard = int | float | tuple[int | float, int | float] | None
 Groups = tuple[tuple[Pattern, tuple[int, ...]], ...]
-
-
-@dataclass(frozen=True)
-class Options:
-    """Say what stays dense around a plan, and which kernels run.
-
-    dense_steps: int = that many first steps, float = that fraction of them, a pair = (first, last).
-    dense_layers: "0, 1, 47-49". min_tokens: below it sparse is slower (default 2,048 on a CPU, 8,192 elsewhere).
-    backend: "auto" or a name. strict: raise where a call would fall back to dense for a reason nobody asked for.
-
-    Raises: ValueError for a value out of range.
-    """
-
-    dense_steps: Guard = None
-    dense_layers: str | None = None
-    min_tokens: int | None = None
-    backend: str = "auto"
-    strict: bool = False
-
-    def __post_init__(self) -> None:
-        first, last = self.dense_ends
-        for count in (first, last):
-            whole = isinstance(count, int) and not isinstance(count, bool) and count >= 0
-            if not whole and not (isinstance(count, float) and 0.0 <= count <= 1.0):
-                raise ValueError(
-                    f"dense_steps must be an int >= 0, a fraction in [0, 1] or a pair, got {self.dense_steps!r}"
-                )
-        parse_indices(self.dense_layers, "dense_layers")
-        if self.min_tokens is not None and (not isinstance(self.min_tokens, int) or self.min_tokens < 0):
-            raise ValueError(f"min_tokens must be an int >= 0, got {self.min_tokens!r}")
-        if self.backend != "auto" and self.backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(('auto', *BACKENDS))}, got {self.backend!r}")
-
-    @property
-    def dense_ends(self) -> tuple[int | float, int | float]:
-        if isinstance(self.dense_steps, (tuple, list)):
-            if len(self.dense_steps) != 2:
-                raise ValueError(f"dense_steps must be one value or (first, last), got {self.dense_steps!r}")
-            return self.dense_steps[0], self.dense_steps[1]
-        return (0 if self.dense_steps is None else self.dense_steps), 0
-
-    @property
-    def dense_layer_indices(self) -> tuple[int, ...]:
-        return () if self.dense_layers is None else parse_indices(self.dense_layers, "dense_layers") or ()
 
 
 _NO_RUN = object()
@@ -206,8 +160,9 @@ class Schedule:
         moment, grid = self._moment, self._moment.grid
         if not self.plan.rules:
             return "plan: dense"
-        if reason := self._guarded(layer.index, q):
-            return reason
+        guard = self.options.dense_reason(layer.index, q.shape[1], q.device.type, moment.step, moment.total_steps)
+        if guard is not None:
+            return guard
         unwanted = None
         if grid is None:
             unwanted = moment.reason
@@ -225,28 +180,6 @@ class Schedule:
             pattern: tuple(h for h, p in enumerate(patterns) if p == pattern) for pattern in dict.fromkeys(patterns)
         }
         return "plan: dense" if set(groups) == {Dense()} else tuple(groups.items())
-
-    def _guarded(self, layer_index: int, q: Tensor) -> str | None:
-        """Return why the options keep this call dense, or None."""
-        moment, options = self._moment, self.options
-        if layer_index in options.dense_layer_indices:
-            return "dense_layers"
-        least = options.min_tokens
-        if least is None:
-            least = MIN_TOKENS.get(q.device.type, MIN_TOKENS_ACCELERATOR)
-        if q.shape[1] < least:
-            return f"{q.shape[1]} tokens < min_tokens {least}"
-        first, last = options.dense_ends
-        if not first and not last:
-            return None
-        needs_total = isinstance(first, float) or bool(last)
-        if moment.step is None or (needs_total and not moment.total_steps):
-            return "dense_steps: denoising step or number of steps unknown"
-        total = moment.total_steps or 0
-        first_steps = round(first * total) if isinstance(first, float) else first
-        last_steps = round(last * total) if isinstance(last, float) else last
-        inside = first_steps <= moment.step and (not last_steps or moment.step < total - last_steps)
-        return None if inside else "dense_steps"
 
     def _sparse(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float | None) -> Tensor:
         grid, heads, kv_heads = self._moment.grid, q.shape[2], k.shape[2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any
 
 from dit_sparse.patterns.base import Pattern, PatternState, Selection, StaticPattern
@@ -51,6 +51,9 @@ def pattern_from_dict(values: object, where: str = "pattern") -> Pattern:
         if isinstance(value, Mapping):
             value = pattern_from_dict(value, f"{where}.{key}")
         options[key] = tuple(value) if isinstance(value, list) else value
+    for item in fields(cls):
+        if item.name not in options and item.default is MISSING and item.default_factory is MISSING:
+            raise ValueError(f"{where}: pattern {name!r} needs the field {item.name!r}")
     try:
         return cls(**options)
     except (ValueError, TypeError) as error:

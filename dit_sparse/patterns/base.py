@@ -172,8 +172,9 @@ def block_selection(kept: Tensor, q: Tensor, layout: Layout) -> Selection:
     batch, heads, video, _ = kept.shape
     mask = torch.ones(batch * heads, layout.blocks, layout.blocks, dtype=torch.bool, device=q.device)
     mask[:, :video, :video] = kept.flatten(0, 1)
-    length = layout.length[:video].double()
-    pairs = torch.einsum("bhqk,q,k->", kept.double(), length, length)
+    length = layout.length[:video].float()
+    keys_of_row = kept.float() @ length  # exact: a row has fewer than 2^24 keys
+    pairs = (keys_of_row.double() @ length.double()).sum()
     head_of = torch.arange(batch * heads, dtype=torch.int32, device=q.device)
     indices = BlockIndices(pack_bits(mask), head_of, layout.start, layout.length, layout.start, layout.length)
     return Selection(indices, pairs, pairs)

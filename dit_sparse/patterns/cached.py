@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch import Tensor
 from dit_sparse.grid import Grid
 from dit_sparse.order import TokenOrder
 from dit_sparse.patterns.base import Pattern, PatternState, Selection
-from dit_sparse.patterns.topblocks import TopBlocks
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Cached(Pattern):
     name: ClassVar[str] = "cached"
     exact: ClassVar[str] = "block"
 
-    pattern: Pattern = field(default_factory=TopBlocks)
+    pattern: Pattern
     refresh_steps: int = 4
 
     def __post_init__(self) -> None:

@@ -11,8 +11,9 @@ import torch
 
 import dit_sparse as ds
 from dit_sparse.attention import Layer, attend, dense_attention
+from dit_sparse.options import Options
 from dit_sparse.patterns import PatternState
-from dit_sparse.schedule import Options, Schedule, StrictError
+from dit_sparse.schedule import Schedule, StrictError
 
 GRID = ds.Grid(4, 8, 16, suffix=5)
 
@@ -43,6 +44,7 @@ HALF = ds.TopBlocks(keep=0.5, order="raster")
         (HALF, {"dense_steps": (0, 2)}, {"step": 8}, "dense_steps"),
         (HALF, {"dense_steps": 0.5}, {"total_steps": None}, "number of steps unknown"),
         (HALF, {"dense_layers": "0, 3"}, {}, "dense_layers"),
+        (HALF, {"dense_layers": "all"}, {}, "dense_layers"),
         (HALF, {"min_tokens": 4096}, {}, "517 tokens < min_tokens 4096"),
         (HALF, {"min_tokens": None}, {}, "517 tokens < min_tokens 2048"),
         (HALF, {}, {"grid": None, "reason": "unknown size"}, "unknown size"),
@@ -104,7 +106,7 @@ def test_heads_may_differ() -> None:
     torch.testing.assert_close(out[:, GRID.video_tokens :], text, atol=1e-6, rtol=1e-5)
 
 
-class Watch(ds.Cached.__mro__[1]):  # type: ignore[misc]
+class Watch(ds.Pattern):
     """A pattern that keeps every block and notes the state that it was given."""
 
     name = "watch"

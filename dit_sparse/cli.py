@@ -1,0 +1,287 @@
+"""The `dit-sparse` command. Exit codes: 0 ok, 1 failed, 2 usage."""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+PROMPT = "a striped red circle bouncing on a gradient blue and cyan background"  # in words of the bundled model
+
+Model = Annotated[str, typer.Option("--model", "-m", help="bundled, a diffusers folder, or a hub id.")]
+PlanSpecs = Annotated[
+    list[str], typer.Option("--plan", "-p", help="Preset, pattern (topblocks:keep=0.2) or plan file. Repeatable.")
+]
+Frames = Annotated[int | None, typer.Option(help="Frames of the clip. (default: the model's)")]
+Height = Annotated[int | None, typer.Option(help="Height in pixels. (default: the model's)")]
+Width = Annotated[int | None, typer.Option(help="Width in pixels. (default: the model's)")]
+Steps = Annotated[int | None, typer.Option(help="Denoising steps. (default: the model's)")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. (default: cuda if there)")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: by device)")]
+Backend = Annotated[str, typer.Option(help="Attention kernels: auto, triton, cpu, reference.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+
+
+def env(as_json: AsJson = False) -> None:
+    """Print versions, devices and backends: the block to paste into an issue."""
+    from dit_sparse.search.environment import environment
+    from dit_sparse.search.report import environment_lines
+
+    found = environment()
+    print(json.dumps(found, indent=2) if as_json else "\n".join(environment_lines(found)))
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Run every backend on tiny data against the float64 oracle. Exits 1 if one is wrong."""
+    from dataclasses import asdict
+
+    from dit_sparse.search.console import stdout, table
+    from dit_sparse.search.doctor import examine
+
+    findings = [asdict(finding) for finding in examine()]
+    if as_json:
+        print(json.dumps(findings, indent=2))
+    else:
+        headings = ("backend", "device", "dtype", "verdict", "detail")
+        stdout().print(table(headings, [[f[name] for name in headings] for f in findings]))
+    if any(finding["verdict"] == "WRONG" for finding in findings):
+        raise typer.Exit(1)
+
+
+def compare(
+    prompt: Annotated[str | None, typer.Option(help="What to generate.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from a text file.")] = None,
+    plan: PlanSpecs = ["balanced"],  # noqa: B006  typer copies it
+    out: Annotated[Path, typer.Option("--out", "-o", help="Results folder; may exist.")] = Path("out/compare"),
+    model: Model = "bundled",
+    seed: Annotated[int, typer.Option(help="Seed of the initial noise, the same for all runs.")] = 0,
+    steps: Steps = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. (default: the model's)")] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What to avoid.")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = "auto",
+    min_tokens: Annotated[int | None, typer.Option(help="Fewer tokens run dense. (default: by device)")] = None,
+    dense_steps: Annotated[str | None, typer.Option(help="First steps kept dense: 2, or 0.1 of them.")] = None,
+    dense_layers: Annotated[str | None, typer.Option(help='Layers kept dense: "0, 1, 47-49".')] = None,
+    attention_steps: Annotated[int | None, typer.Option(help="Steps of the separate attention timing.")] = None,
+    fps: Annotated[float, typer.Option(help="Frames a second in the mp4 files.")] = 8.0,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Generate dense and sparse with one seed; write videos, report.json and report.md."""
+    from dit_sparse.options import Options
+    from dit_sparse.search.compare import compare as run
+    from dit_sparse.search.console import progress_on_stderr, stdout, table
+    from dit_sparse.search.report import HEADINGS, summary_lines, table_rows
+    from dit_sparse.search.request import Job, Request, default_device, parse_dense_steps
+
+    text = _prompt(prompt, prompt_file)
+    request = Request(
+        job=Job(text, seed, steps, frames, height, width, guidance, negative_prompt),
+        plans=tuple(plan),
+        out=out,
+        model=model,
+        device=device or default_device(),
+        dtype=dtype,
+        options=Options(parse_dense_steps(dense_steps), dense_layers, min_tokens, backend),
+        fps=fps,
+        attention_steps=attention_steps,
+    )
+    with progress_on_stderr(quiet) as progress:
+        report, files = run(request, progress)
+    if as_json:
+        print(json.dumps(report, indent=2))
+        return
+    console = stdout()
+    console.print(table(HEADINGS, table_rows(report)))
+    for line in [*summary_lines(report), *map(str, files)]:
+        console.print(line)
+
+
+def inspect(
+    model: Model = "bundled", frames: Frames = None, height: Height = None, width: Width = None, as_json: AsJson = False
+) -> None:
+    """Show a model's grid, tokens, layers and heads at a clip size, from its configs alone."""
+    from dit_sparse.pipelines.geometry import inspect_model
+
+    found = inspect_model(model, frames, height, width)
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    for shape in found["transformers"]:
+        print(
+            f"{shape['component']}: {shape['transformer']}, {shape['layers']} self-attention layers x "
+            f"{shape['heads']} heads x {shape['head_dim']}, {shape['parameters'] / 1e6:,.1f} M parameters"
+        )
+    grid = found["grid"]
+    if grid is None:
+        print("grid: the configs do not tell")
+    else:
+        axes = f"{grid['frames']} x {grid['height']} x {grid['width']} (frames x rows x columns)"
+        print(f"grid: {axes}, {grid['prefix'] + grid['suffix']} text tokens, {grid['tokens']:,} tokens in all")
+
+
+def plans_list() -> None:
+    """List presets and patterns with their options."""
+    from dit_sparse.search.plans import list_specs
+
+    print("\n".join(list_specs()))
+
+
+def plans_show(
+    spec: Annotated[str, typer.Argument(help="Preset, pattern or plan file.")],
+    grid: Annotated[str, typer.Option(help="Token grid, frames x rows x columns.")] = "17x16x16",
+    png: Annotated[Path | None, typer.Option(help="Draw the block mask of the first static pattern.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show a plan's rules and what each pattern keeps on a grid."""
+    from dit_sparse.search.plans import describe, draw, parse_grid
+
+    tokens = parse_grid(grid)
+    found = describe(spec, tokens)
+    if png is not None:
+        draw(spec, tokens, png)
+    print(json.dumps(found["plan"], indent=2) if as_json else "\n".join(found["lines"]))
+    if png is not None:
+        print(png)
+
+
+def bench_kernels(
+    variants: Annotated[bool, typer.Option(help="Also time the launch configurations one by one.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write everything found to this JSON file.")] = None,
+) -> None:
+    """Time block-sparse kernels beside dense ones, after checking them. Needs a GPU."""
+    from dit_sparse.kernels.bench import main as run
+
+    words = ["--variants"] if variants else []
+    code = run(words if out is None else [*words, "--json", str(out)])
+    if code:
+        raise typer.Exit(code)
+
+
+def bench_model(
+    plan: PlanSpecs = ["balanced", "topblocks:keep=0.2", "radial:kind=block", "neighborhood:window=0.3"],  # noqa: B006
+    model: Model = "bundled",
+    prompt: Annotated[str, typer.Option(help="What to generate.")] = PROMPT,
+    seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
+    steps: Steps = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = "auto",
+    attention_steps: Annotated[int | None, typer.Option(help="Steps of the separate attention timing.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the report as JSON to this file.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Time a model dense against plans at a size: seconds, attention seconds, PSNR. Writes no video."""
+    from dit_sparse.options import Options
+    from dit_sparse.search.compare import measure_plans
+    from dit_sparse.search.console import progress_on_stderr, stdout, table
+    from dit_sparse.search.report import HEADINGS, table_rows, to_json
+    from dit_sparse.search.request import Job, Request, default_device
+    from dit_sparse.search.staging import check_writable, write_text
+
+    if out is not None:
+        check_writable(out.parent)
+    request = Request(
+        job=Job(prompt, seed, steps, frames, height, width),
+        plans=tuple(plan),
+        out=Path("out/compare"),
+        model=model,
+        device=device or default_device(),
+        dtype=dtype,
+        options=Options(backend=backend),
+        attention_steps=attention_steps,
+    )
+    with progress_on_stderr(quiet) as progress:
+        report = measure_plans(request, progress).report
+    stdout().print(table(HEADINGS, table_rows(report)))
+    if out is not None:
+        write_text(out, to_json(report))
+        print(out)
+
+
+def demo(
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 7860,
+    results: Annotated[Path | None, typer.Option(help="Results folder of `compare`. (default: a stored one)")] = None,
+) -> None:
+    """Show a finished comparison in the browser."""
+    from dit_sparse.app.demo import launch
+
+    launch(results, port)
+
+
+def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    if (prompt is None) == (prompt_file is None):
+        raise typer.BadParameter("give either --prompt or --prompt-file")
+    if prompt_file is None:
+        return prompt or ""
+    if not prompt_file.is_file():
+        raise FileNotFoundError(f"prompt file {prompt_file} does not exist")
+    return prompt_file.read_text(encoding="utf-8").strip()
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "env": env,
+    "doctor": doctor,
+    "compare": compare,
+    "inspect": inspect,
+    "plans list": plans_list,
+    "plans show": plans_show,
+    "bench kernels": bench_kernels,
+    "bench model": bench_model,
+    "demo": demo,
+}
+GROUPS = {"plans": "Look at plans and patterns.", "bench": "Measure kernels and models."}
+
+
+def reporting(command: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a command: what the user can mend exits 2 with one line, what failed on the way exits 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except (ValueError, FileNotFoundError) as error:
+            _stop(error, 2)
+        except (OSError, RuntimeError, ImportError) as error:
+            if isinstance(error, (typer.Exit, typer.Abort)):
+                raise
+            _stop(error, 1)
+
+    return wrapped
+
+
+def _stop(error: Exception, code: int) -> None:
+    print(f"dit-sparse: {error}", file=sys.stderr)
+    raise typer.Exit(code) from error
+
+
+def build_app() -> typer.Typer:
+    """Make the command from the table above."""
+    settings: dict[str, Any] = {"no_args_is_help": True, "add_completion": False, "pretty_exceptions_enable": False}
+    app = typer.Typer(help="Sparse attention for diffusers' video and image transformers.", **settings)
+    groups = {name: typer.Typer(help=text, **settings) for name, text in GROUPS.items()}
+    for name, group in groups.items():
+        app.add_typer(group, name=name)
+    for name, command in COMMANDS.items():
+        parent, _, last = name.rpartition(" ")
+        (groups[parent] if parent else app).command(last)(reporting(command))
+    return app
+
+
+def main() -> None:
+    """Run the command line."""
+    build_app()()

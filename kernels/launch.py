@@ -1,0 +1,43 @@
+"""Launch choices of the Triton kernels, as data: kernel code holds none of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Hold the tile and the compile options of one launch of the forward kernel."""
+
+    block_m: int  # query tokens of one program: 16, 32, 64 or 128
+    block_n: int  # key tokens of one step: 32, 64 or 128
+    num_warps: int
+    num_stages: int
+    tma: bool  # read key and value tiles through tensor descriptors (sm90 and up)
+    precision: str  # of fp32 products: "ieee" or "tf32x3"; fp16 and bf16 ignore it
+
+
+def launch_for(head_dim: int, dtype: torch.dtype, arch: str) -> Launch:
+    """Choose a launch for arch "sm80", "sm90", "gfx942", "interpreter"; an unknown one gets what fits everywhere."""
+    if arch == "interpreter":
+        return Launch(128, 128, 4, 1, tma=False, precision="ieee")
+    wide = padded_head_dim(head_dim) == 128
+    if dtype == torch.float32:
+        # Three tf32 products keep fp32's precision on NVIDIA; larger tiles spill on some chip.
+        if arch.startswith("gfx"):
+            return Launch(64, 32, 4, 1, tma=False, precision="ieee")
+        return Launch(16 if wide else 32, 32, 4 if wide else 8, 1, tma=False, precision="tf32x3")
+    if arch.startswith("gfx"):
+        return Launch(128, 64, 4, 1, tma=False, precision="ieee")
+    if arch in ("sm90", "sm100", "sm103"):
+        return Launch(128, 128, 8, 2, tma=True, precision="ieee")
+    if wide:
+        return Launch(128, 32, 8, 3, tma=False, precision="ieee")
+    return Launch(128, 64, 4, 3, tma=False, precision="ieee")
+
+
+def padded_head_dim(head_dim: int) -> int:
+    """Round head_dim up to the power of two, at least 16, that a matrix product takes."""
+    return max(16, 1 << (head_dim - 1).bit_length())

@@ -1,0 +1,228 @@
+"""Derived attention processors: the installed processor's own code, with only the attention call made ours."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dit_sparse import attention
+from dit_sparse.pipelines import compat
+
+if TYPE_CHECKING:
+    from dit_sparse.attention import DenseCall, Layer
+
+OURS = ("sparse_layer", "stock_processor")  # the attributes that we add to a processor's own
+
+
+class SparseProcessor:
+    """Mark the derived processors. `stock_processor` is the very object to put back."""
+
+    sparse_layer: Layer
+    stock_processor: Any
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the derived class is made at run time: store its base, and build it again where the copy is
+        return _empty, (type(self.stock_processor),), vars(self)
+
+
+class _Running(threading.local):
+    """Hold which layer's processor runs on this thread: the attention call inside it does not say so."""
+
+    layer: Layer | None = None
+
+
+_RUNNING = _Running()
+
+
+def refusal(processor: object) -> str | None:
+    """Say why no sparse processor can be derived from this one, or None."""
+    cls = type(processor)
+    if isinstance(processor, SparseProcessor):
+        return None
+    if not isinstance(cls.__call__, types.FunctionType) or cls.__new__ is not object.__new__:
+        return f"{cls.__name__} is not a plain Python processor"
+    if not _replacements(cls.__call__):
+        return f"{cls.__name__} calls neither {compat.DISPATCHER} nor scaled_dot_product_attention itself"
+    return None
+
+
+def dense_call(processor: object) -> DenseCall:
+    """Return the stock attention call of a processor in the form that `Layer.dense` has; importable by name."""
+    replaced = _replacements(type(stock(processor)).__call__)
+    return dense_dispatch if _dispatch in replaced.values() else dense_sdpa
+
+
+def stock(processor: Any) -> Any:
+    """Return the processor object that was there before ours."""
+    return processor.stock_processor if isinstance(processor, SparseProcessor) else processor
+
+
+def sparse_processor(processor: Any, layer: Layer) -> SparseProcessor:
+    """Return a sparse copy of a processor for one layer; the processor itself, perhaps shared, is left as it is."""
+    state = {name: value for name, value in vars(processor).items() if name not in OURS}
+    made = _empty(type(stock(processor)))
+    vars(made).update(state, sparse_layer=layer, stock_processor=stock(processor))
+    return made
+
+
+def dense_dispatch(
+    q: Tensor,  # [B, S, H, D]
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    backend: str | None,
+) -> Tensor:
+    """Run the dispatcher as the stock processor does, with the user's own backend; returns [B, S, H, D]."""
+    out: Tensor = compat.dispatch_attention_fn(
+        q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, backend=backend
+    )
+    return out
+
+
+def dense_sdpa(
+    q: Tensor,  # [B, S, H, D]
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    backend: str | None,
+) -> Tensor:
+    """Run scaled_dot_product_attention as the stock processor does; returns [B, S, H, D]. `backend` is not for it."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return out.transpose(1, 2)
+
+
+def _dispatch(
+    query: Tensor,  # [B, S, H, D]
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    attention_kwargs: dict[str, Any] | None = None,
+    *,
+    backend: Any = None,
+    parallel_config: Any = None,
+) -> Tensor:
+    """Stand in for `dispatch_attention_fn` inside a derived processor."""
+    layer = _RUNNING.layer
+    reason = _stock_reason(query, key, value, attn_mask)
+    if parallel_config is not None:
+        reason = "context parallel"
+    elif attention_kwargs:
+        reason = f"attention_kwargs {', '.join(attention_kwargs)}"
+    if layer is None or reason is not None:
+        _note(layer, reason)
+        out: Tensor = compat.dispatch_attention_fn(
+            query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, attention_kwargs,
+            backend=backend, parallel_config=parallel_config,
+        )  # fmt: skip
+        return out
+    name = None if backend is None else str(getattr(backend, "value", backend))
+    return attention.attend(layer, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, backend=name)
+
+
+def _sdpa(
+    query: Tensor,  # [B, H, S, D]
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Stand in for `F.scaled_dot_product_attention` inside a derived processor."""
+    layer = _RUNNING.layer
+    reason = _stock_reason(query, key, value, attn_mask)
+    if layer is None or reason is not None:
+        _note(layer, reason)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    out = attention.attend(layer, q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return out.transpose(1, 2)
+
+
+def _stock_reason(query: Tensor, key: Tensor, value: Tensor, attn_mask: object) -> str | None:
+    """Say why a call cannot pass our op at all and must be the stock call with the stock arguments, or None."""
+    if attn_mask is not None and not isinstance(attn_mask, Tensor):
+        return f"mask of unknown form: {type(attn_mask).__name__}"
+    if compat.wants_gradients(query, key, value):
+        return "gradients wanted (inference only; call under torch.no_grad())"
+    return None
+
+
+def _note(layer: Layer | None, reason: str | None) -> None:
+    # a count changed inside a compiled graph would be guarded on, and recompile at each call
+    if layer is not None and reason is not None and not torch.compiler.is_compiling():
+        layer.schedule.note_dense(layer, reason)
+
+
+@functools.cache
+def _derived(cls: type) -> type[SparseProcessor]:
+    """Return the sparse class of a processor class; one per class, so that all layers share compiled graphs."""
+    stock_call: Any = cls.__call__
+    scope = {**stock_call.__globals__, **_replacements(stock_call)}
+    # without a name Dynamo guards on this very dict; with one it would import the stock module and look there
+    del scope["__name__"]
+    call = types.FunctionType(
+        stock_call.__code__, scope, stock_call.__name__, stock_call.__defaults__, stock_call.__closure__
+    )
+    call.__kwdefaults__ = stock_call.__kwdefaults__
+
+    def sparse_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        outer = _RUNNING.layer
+        _RUNNING.layer = self.sparse_layer
+        try:
+            return call(self, *args, **kwargs)
+        finally:
+            _RUNNING.layer = outer
+
+    # attention modules drop the arguments that inspect.signature(processor.__call__) does not show
+    functools.update_wrapper(sparse_call, stock_call)
+    body = {"__call__": sparse_call, "__module__": __name__, "__doc__": cls.__doc__}
+    return type(f"Sparse{cls.__name__}", (SparseProcessor, cls), body)
+
+
+def _replacements(call: Any) -> dict[str, Any]:
+    """Return which globals of a processor's function stand for the attention call, and what takes their place."""
+    used = _names(call.__code__)
+    found: dict[str, Any] = {}
+    for name in used & call.__globals__.keys():
+        value = call.__globals__[name]
+        if name == compat.DISPATCHER or value is compat.dispatch_attention_fn:
+            found[name] = _dispatch
+        elif value is F.scaled_dot_product_attention:
+            found[name] = _sdpa
+        elif value is F and "scaled_dot_product_attention" in used:
+            found[name] = types.ModuleType(F.__name__)
+            vars(found[name]).update(vars(F), scaled_dot_product_attention=_sdpa)
+    return found
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """Return the global and attribute names that a function and the functions inside it use."""
+    inner = (_names(const) for const in code.co_consts if isinstance(const, types.CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _empty(cls: type) -> SparseProcessor:
+    return object.__new__(_derived(cls))

@@ -1,0 +1,57 @@
+"""Compile the Triton kernels for six chips: they must fit in shared memory and must not spill. At most 60 compiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import compiler
+import pytest
+import torch
+
+from dit_sparse.kernels.launch import Launch, launch_for
+
+SHARED_KIB = {"sm80": 163, "sm86": 99, "sm89": 99, "sm90": 227, "sm100": 227, "gfx942": 64}
+
+
+@dataclass(frozen=True)
+class Build:
+    reason: str
+    dtype: torch.dtype
+    head_dim: int
+    masked: bool = False
+    ragged: bool = False
+
+
+BUILDS = (
+    Build("the hot loop at the usual head", torch.bfloat16, 128),
+    Build("the most registers: bit tiles, short blocks and lengths", torch.bfloat16, 128, masked=True, ragged=True),
+    Build("CogVideoX and the bundled model with everything on", torch.bfloat16, 64, masked=True, ragged=True),
+    Build("padded head, the other half type", torch.float16, 72, masked=True, ragged=True),
+    Build("fp32 products at the widest head", torch.float32, 128, masked=True, ragged=True),
+    Build("fp32 products at half that", torch.float32, 64, masked=True, ragged=True),
+)
+HOPPER_ONLY = Build("bit tiles in the descriptor loop, where a grid tiles exactly", torch.bfloat16, 128, masked=True)
+TABLE = [(arch, build) for arch in SHARED_KIB for build in BUILDS] + [("sm90", HOPPER_ONLY)]
+assert len(TABLE) + len(SHARED_KIB) + 1 <= 60
+
+
+def _fits(built: compiler.Compiled, arch: str) -> None:
+    assert built.shared_bytes <= SHARED_KIB[arch] * 1024
+    assert built.spills == 0
+
+
+@pytest.mark.parametrize(("arch", "build"), TABLE, ids=lambda x: x if isinstance(x, str) else x.reason)
+def test_forward(arch: str, build: Build) -> None:
+    built = compiler.compile_forward(arch, build.dtype, build.head_dim, masked=build.masked, ragged=build.ragged)
+    _fits(built, arch)
+
+
+@pytest.mark.parametrize("arch", SHARED_KIB)
+def test_compaction(arch: str) -> None:
+    _fits(compiler.compile_compact(arch, masked=True, ragged=True), arch)
+
+
+def test_forward_on_hopper_where_tensors_do_not_suit_descriptors() -> None:
+    launch: Launch = replace(launch_for(128, torch.bfloat16, "sm90"), tma=False)
+    built = compiler.compile_forward("sm90", torch.bfloat16, 128, masked=True, ragged=True, launch=launch)
+    _fits(built, "sm90")

@@ -1,0 +1,56 @@
+"""The Triton kernels in Triton's interpreter against FP64 and their torch twins; test_interpreter starts this file."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from dit_sparse.kernels import lists, triton_forward, triton_lists
+from dit_sparse.kernels.backends import BACKENDS, choose
+from dit_sparse.kernels.gate import CASES, Case, build, check
+from dit_sparse.kernels.launch import Launch
+
+# Each tile path once: splits of queries and keys, and descriptors in place of pointers; with each the cases that it can
+# break by short blocks, bit tiles or padding of head_dim. The smallest tile is slow here, so it gets one case.
+PATHS = (
+    (Launch(128, 128, 4, 2, tma=True, precision="ieee"), ("d72", "ragged_masks", "kv_lengths", "masks")),
+    (Launch(64, 64, 4, 2, tma=True, precision="ieee"), ("d72", "ragged_masks", "masks")),
+    (Launch(16, 32, 4, 1, tma=False, precision="ieee"), ("ragged_masks",)),
+)
+LAUNCH_CASES = [(launch, case) for launch, names in PATHS for case in CASES if case.name in names]
+
+
+def test_the_interpreter_is_on() -> None:
+    assert triton_forward._interpreted()
+    q, k, v, indices, _ = build(CASES[0], torch.float32)
+    assert choose("auto", q, k, v, indices).name == "triton"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)  # the interpreter has no bf16
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_triton_meets_fp64(case: Case, dtype: torch.dtype) -> None:
+    outcome = check(BACKENDS["triton"].run, case, dtype)
+    assert outcome.passed, outcome
+
+
+@pytest.mark.parametrize(("launch", "case"), LAUNCH_CASES, ids=lambda x: x.name if isinstance(x, Case) else str(x))
+def test_every_tile_path_meets_fp64(launch: Launch, case: Case) -> None:
+    outcome = check(partial(triton_forward.attention, launch=launch), case, torch.float16)
+    assert outcome.passed, outcome
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_compaction_equals_its_torch_twin(case: Case) -> None:
+    _, _, _, indices, kv_lengths = build(case, torch.float32)
+    ours, twin = triton_lists.compact(indices, kv_lengths), lists.compact(indices, kv_lengths)
+    assert torch.equal(ours.full_count, twin.full_count)
+    assert torch.equal(ours.partial_count, twin.partial_count)
+    assert torch.equal(ours.row_of, twin.row_of)
+    place = torch.arange(indices.key_blocks)
+    written = place < (twin.full_count + twin.partial_count)[..., None]
+    assert torch.equal(ours.blocks[written], twin.blocks[written])
+    if ours.tiles is not None and twin.tiles is not None:
+        partial_places = written & (place >= twin.full_count[..., None])
+        assert torch.equal(ours.tiles[partial_places], twin.tiles[partial_places])

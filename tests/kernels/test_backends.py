@@ -1,0 +1,116 @@
+"""Every backend that runs on a CPU against FP64, and the chooser that explains itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dit_sparse.kernels import bench
+from dit_sparse.kernels.backends import BACKENDS, Rejected, block_attention, choose, explain
+from dit_sparse.kernels.gate import CASES, Case, build, check
+from dit_sparse.kernels.indices import BlockIndices, random_indices
+
+# fp32 shows a wrong index, the two half types show a product or a sum kept in too few bits.
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The Triton kernel has its own process (test_interpreter) and its own machine (test_gpu).
+ON_CPU = [name for name in BACKENDS if name != "triton"]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_backend_meets_fp64(backend: str, case: Case, dtype: torch.dtype) -> None:
+    outcome = check(BACKENDS[backend].run, case, dtype)
+    assert outcome.passed, outcome
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_empty_rows_are_zero_and_minus_infinity(backend: str) -> None:
+    q, k, v, indices, _ = build(next(case for case in CASES if case.name == "empty"), torch.float32)
+    out, lse = block_attention(q, k, v, indices, backend=backend)
+    assert torch.equal(out[:, :128], torch.zeros_like(out[:, :128]))
+    assert torch.equal(lse[:, :128], torch.full_like(lse[:, :128], -torch.inf))
+
+
+def test_the_oracle_is_dense_attention_where_everything_is_kept() -> None:
+    q, k, v = (torch.randn(2, 300, 2, 64, dtype=torch.float64) for _ in range(3))
+    indices = random_indices(2, 2, [300], [300], density=1.0)
+    out, lse = block_attention(q, k, v, indices, backend="reference")
+    heads_first = (x.transpose(1, 2) for x in (q, k, v))
+    dense = torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+    assert torch.allclose(out, dense, atol=1e-12)
+    logits = torch.einsum("bqhd,bkhd->bqhk", q, k) / 8
+    assert torch.allclose(lse, logits.logsumexp(-1), atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_strides_and_scale_are_honoured(backend: str) -> None:
+    fused = torch.randn(1, 256, 3, 2, 64)
+    q, k, v = fused.unbind(2)
+    indices = random_indices(1, 2, [256], [256])
+    out, lse = block_attention(q, k, v, indices, backend=backend, scale=0.3)
+    plain = block_attention(q.contiguous() * 0.3 * 8, k.contiguous(), v.contiguous(), indices, backend="reference")
+    assert torch.allclose(out, plain[0], atol=1e-5)
+    assert torch.allclose(lse, plain[1], atol=1e-5)
+    last_strided = torch.randn(1, 256, 64, 2).transpose(2, 3)
+    assert block_attention(last_strided, k, v, indices, backend=backend)[0].shape == q.shape
+
+
+def test_auto_takes_the_cpu_and_explains_the_rest() -> None:
+    q, k, v, indices, _ = build(CASES[0], torch.float32)
+    assert choose("auto", q, k, v, indices).name == "cpu"
+    assert explain(q, k, v, indices) == [Rejected("triton", "tensors must be on a GPU, got cpu")]
+
+
+def test_a_named_backend_never_falls_back() -> None:
+    q, k, v, indices, _ = build(CASES[0], torch.float32)
+    with pytest.raises(ValueError, match="backend triton cannot run this call: tensors must be on a GPU, got cpu"):
+        block_attention(q, k, v, indices, backend="triton")
+    with pytest.raises(ValueError, match=r'backend must be one of auto, .*, got "fast"'):
+        block_attention(q, k, v, indices, backend="fast")
+
+
+def _refused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, indices: BlockIndices, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        block_attention(q, k, v, indices)
+
+
+def test_bad_tensors_are_refused_with_a_reason() -> None:
+    q, k, v, indices, _ = build(CASES[0], torch.float32)
+    _refused(q.double(), k.double(), v.double(), indices, "no backend .* float16, bfloat16 or float32, got float64")
+    _refused(q, k.half(), v, indices, "one dtype, got q=torch.float32, k=torch.float16")
+    _refused(q, k.to("meta"), v, indices, "one device, got q=cpu, k=meta")
+    _refused(q[0], k, v, indices, r"q must be \[B, S, H, D\]")
+    _refused(q, k[..., :32], v[..., :32], indices, "agree in batch and head_dim")
+    _refused(q, k, v[:, :300], indices, "k and v must have one shape")
+    _refused(q, k.repeat(1, 1, 2, 1)[:, :, :3], v.repeat(1, 1, 2, 1)[:, :, :3], indices, "multiple of heads of k")
+    _refused(q.long(), k.long(), v.long(), indices, "q must be floating point")
+    _refused(q.clone().requires_grad_(), k, v, indices, "forward only")
+    _refused(q[:, :0], k, v, indices, "at least one element")
+    with pytest.raises(ValueError, match=r"kv_lengths must be int32 \[batch=1\], got torch\.int64"):
+        block_attention(q, k, v, indices, kv_lengths=torch.tensor([3]))
+    with pytest.raises(ValueError, match=r"scale must be positive and finite, got -1\.0"):
+        block_attention(q, k, v, indices, scale=-1.0)
+
+
+def test_run_blocks_takes_lists() -> None:
+    q, k, v = (torch.randn(1, 2, 500, 32) for _ in range(3))
+    idx, cnt = bench.local_and_random(2, 4, 0.5, "cpu")
+    cnt[:, 0] = 1  # the second entry of these rows must not count
+    out = bench.run_blocks(q, k, v, idx, cnt, "cpu")
+    assert out.shape == q.shape
+    assert torch.allclose(out, bench.run_blocks(q, k, v, idx, cnt, "reference"), atol=1e-5)
+    with pytest.raises(ValueError, match=r"B, H, Q = \(1, 2, 4\)"):
+        bench.run_blocks(q, k, v, idx[:, :, :3], cnt, "cpu")
+
+
+def test_the_benchmark_says_that_it_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    assert bench.main([]) == 1
+    assert "needs a GPU" in capsys.readouterr().err

@@ -1,0 +1,55 @@
+"""The Triton kernels on a real GPU, through the same table as everywhere."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dit_sparse.kernels import lists
+from dit_sparse.kernels.backends import BACKENDS, block_attention, choose
+from dit_sparse.kernels.gate import CASES, Case, build, check
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU; deselected by default through the marker"),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)  # every dtype it takes
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_triton_meets_fp64(case: Case, dtype: torch.dtype) -> None:
+    outcome = check(BACKENDS["triton"].run, case, dtype, "cuda")
+    assert outcome.passed, outcome
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_compaction_equals_its_torch_twin(case: Case) -> None:
+    from dit_sparse.kernels import triton_lists
+
+    _, _, _, indices, kv_lengths = build(case, torch.float32)
+    twin = lists.compact(indices, kv_lengths)
+    ours = triton_lists.compact(indices.to("cuda"), None if kv_lengths is None else kv_lengths.cuda())
+    assert torch.equal(ours.full_count.cpu(), twin.full_count)
+    assert torch.equal(ours.partial_count.cpu(), twin.partial_count)
+    written = torch.arange(indices.key_blocks) < (twin.full_count + twin.partial_count)[..., None]
+    assert torch.equal(ours.blocks.cpu()[written], twin.blocks[written])
+
+
+def test_no_host_sync_and_one_cuda_graph() -> None:
+    q, k, v, indices, _ = build(CASES[0], torch.bfloat16)
+    q, k, v, indices = q.cuda(), k.cuda(), v.cuda(), indices.to("cuda")
+    assert choose("auto", q, k, v, indices).name == "triton"
+    expected, _ = block_attention(q, k, v, indices)
+    torch.cuda.synchronize()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        block_attention(q, k, v, indices)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, _ = block_attention(q, k, v, indices)
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, expected)
