@@ -32,11 +32,21 @@ class Layout:
     start: Tensor
     length: Tensor
     video_blocks: int
-    by_length: tuple[tuple[int, Tensor], ...]  # video blocks grouped by their tokens: (tokens, block numbers int64)
+    # video blocks grouped by their tokens: block numbers int64 [n], kernel positions of their tokens int64 [n, tokens]
+    by_length: tuple[tuple[Tensor, Tensor], ...]
 
     @cached_property
     def inverse(self) -> Tensor | None:
         return None if self.order is None else torch.argsort(self.order)
+
+    @cached_property
+    def video_length(self) -> Tensor:
+        """Return the tokens of each video block, fp32 [video_blocks]."""
+        return self.length[: self.video_blocks].float()
+
+    @cached_property
+    def log_video_length(self) -> Tensor:
+        return self.video_length.log()
 
     @property
     def blocks(self) -> int:
@@ -114,11 +124,13 @@ class TokenOrder:
         order = torch.cat([video + grid.prefix, prefix, suffix])
         identity = bool((order == torch.arange(grid.tokens)).all())
         video_length = length[:video_blocks]
-        by_length = tuple(
-            (int(tokens), (video_length == tokens).nonzero().flatten().to(device)) for tokens in video_length.unique()
-        )
+        by_length = []
+        for tokens in video_length.unique():
+            members = (video_length == tokens).nonzero().flatten()
+            positions = start[members].long()[:, None] + torch.arange(int(tokens))
+            by_length.append((members.to(device), positions.to(device)))
         kernel_order = None if identity else order.to(device)
-        return Layout(grid, kernel_order, start.to(device), length.to(device), video_blocks, by_length)
+        return Layout(grid, kernel_order, start.to(device), length.to(device), video_blocks, tuple(by_length))
 
 
 def choose_tile(shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -78,9 +79,16 @@ class StaticPattern(Pattern):
 
     reads_text: ClassVar[bool] = True  # whether video queries read the text keys
 
+    def token_rule(self, grid: Grid, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the definition on one grid: (q_index, k_index) -> bool, elementwise and broadcasting.
+
+        Indices are raster indices of video tokens on `device`. What depends on the grid alone is made here, once.
+        """
+        raise TypeError(f"{type(self).__name__} must define token_rule()")
+
     def keep(self, q_index: Tensor, k_index: Tensor, grid: Grid) -> Tensor:
-        """Say elementwise (broadcasting) whether video token q_index reads k_index; raster indices of the video."""
-        raise TypeError(f"{type(self).__name__} must define keep()")
+        """Say elementwise (broadcasting) whether video token q_index reads k_index: the definition."""
+        return self.token_rule(grid, q_index.device)(q_index, k_index)
 
     def token_mask(self, grid: Grid) -> Tensor:
         """Return the whole mask, bool [N, N] in the grid's order; for oracles and pictures of small grids."""
@@ -120,6 +128,7 @@ def static_selection(pattern: StaticPattern, grid: Grid, layout: Layout) -> Sele
     """
     device = layout.start.device
     index, blocks, video = layout.video_index(), layout.blocks, layout.video_blocks
+    keep = pattern.token_rule(grid, device)
     visited = torch.ones(blocks, blocks, dtype=torch.bool, device=device)
     partial = torch.zeros(blocks, blocks, dtype=torch.bool, device=device)
     visited[:video, video:] = pattern.reads_text
@@ -130,7 +139,7 @@ def static_selection(pattern: StaticPattern, grid: Grid, layout: Layout) -> Sele
         part = slice(at, min(at + slab, video))
         rows = index[part]
         valid = (rows >= 0)[:, None, :, None] & (index >= 0)[None, :, None, :]
-        kept = pattern.keep(rows.clamp(min=0)[:, None, :, None], index.clamp(min=0)[None, :, None, :], grid) & valid
+        kept = keep(rows.clamp(min=0)[:, None, :, None], index.clamp(min=0)[None, :, None, :]) & valid
         pairs = kept.sum((2, 3))  # [slab, video]
         some, whole = pairs > 0, pairs == length[part, None] * length
         visited[part, :video], partial[part, :video] = some, some & ~whole
@@ -172,9 +181,8 @@ def block_selection(kept: Tensor, q: Tensor, layout: Layout) -> Selection:
     batch, heads, video, _ = kept.shape
     mask = torch.ones(batch * heads, layout.blocks, layout.blocks, dtype=torch.bool, device=q.device)
     mask[:, :video, :video] = kept.flatten(0, 1)
-    length = layout.length[:video].float()
-    keys_of_row = kept.float() @ length  # exact: a row has fewer than 2^24 keys
-    pairs = (keys_of_row.double() @ length.double()).sum()
+    keys_of_row = kept.float() @ layout.video_length  # exact: a row has fewer than 2^24 keys
+    pairs = (keys_of_row.double() @ layout.video_length.double()).sum()
     head_of = torch.arange(batch * heads, dtype=torch.int32, device=q.device)
     indices = BlockIndices(pack_bits(mask), head_of, layout.start, layout.length, layout.start, layout.length)
     return Selection(indices, pairs, pairs)

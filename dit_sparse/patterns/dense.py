@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,5 +20,5 @@ class Dense(StaticPattern):
     name: ClassVar[str] = "dense"
     exact: ClassVar[str] = "block"
 
-    def keep(self, q_index: Tensor, k_index: Tensor, grid: Grid) -> Tensor:
-        return torch.ones(torch.broadcast_shapes(q_index.shape, k_index.shape), dtype=torch.bool, device=q_index.device)
+    def token_rule(self, grid: Grid, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda q, k: torch.ones(torch.broadcast_shapes(q.shape, k.shape), dtype=torch.bool, device=device)

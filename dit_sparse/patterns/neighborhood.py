@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -73,16 +74,26 @@ class Neighborhood(StaticPattern):
             if stride > window:
                 raise ValueError(f"Neighborhood stride must be <= window, got {axis} stride={stride}, window={window}")
 
-    def keep(self, q_index: Tensor, k_index: Tensor, grid: Grid) -> Tensor:
-        windows, strides = self.window_tokens(grid), per_axis(self.stride, "stride")
-        dilations, causals = per_axis(self.dilation, "dilation"), per_axis(self.causal, "causal")
-        kept = torch.ones((), dtype=torch.bool, device=q_index.device)
+    def token_rule(self, grid: Grid, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
         # Kept pairs are the product of three one-axis rules, so each is a small table that the indices look up.
-        for axis, (tokens, after) in enumerate(zip(grid.shape, (grid.frame_tokens, grid.width, 1), strict=True)):
-            table = axis_mask(tokens, windows[axis], strides[axis], dilations[axis], causals[axis]).to(q_index.device)
-            if not bool(table.all()):
+        sizes = zip(
+            grid.shape, self.window_tokens(grid), per_axis(self.stride, "stride"), per_axis(self.dilation, "dilation"),
+            per_axis(self.causal, "causal"), strict=True,
+        )  # fmt: skip
+        tables = [axis_mask(*arguments) for arguments in sizes]
+        axes = [
+            (table.to(device), tokens, tokens_after)
+            for table, tokens, tokens_after in zip(tables, grid.shape, (grid.frame_tokens, grid.width, 1), strict=True)
+            if not bool(table.all())
+        ]
+
+        def keep(q_index: Tensor, k_index: Tensor) -> Tensor:
+            kept = torch.ones((), dtype=torch.bool, device=device)
+            for table, tokens, after in axes:
                 kept = kept & table[q_index // after % tokens, k_index // after % tokens]
-        return kept.expand(torch.broadcast_shapes(q_index.shape, k_index.shape))
+            return kept.expand(torch.broadcast_shapes(q_index.shape, k_index.shape))
+
+        return keep
 
 
 def axis_mask(tokens: int, window: int, stride: int = 1, dilation: int = 1, causal: bool = False) -> Tensor:

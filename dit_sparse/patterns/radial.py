@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -45,48 +47,52 @@ class Radial(StaticPattern):
         if not isinstance(self.sink, bool):
             raise ValueError(f"Radial sink must be True or False, got {self.sink!r}")
 
-    def keep(self, q_index: Tensor, k_index: Tensor, grid: Grid) -> Tensor:
+    def token_rule(self, grid: Grid, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
         if self.kind == "block":
-            return self.block_mask(grid).to(q_index.device)[q_index // BLOCK, k_index // BLOCK]
+            kept_blocks = self.block_mask(grid, device)
+            return lambda q_index, k_index: kept_blocks[q_index // BLOCK, k_index // BLOCK]
         tokens = grid.frame_tokens
-        key_frame = k_index // tokens
-        distance = (q_index // tokens - key_frame).abs()
-        offset = (q_index % tokens - k_index % tokens).abs()
-        power = _power_of_two_below(distance, grid.frames)
-        near = (offset + 1) * power <= tokens
-        every = (power + tokens - 1) // tokens
-        far = (power > tokens) & (offset == 0) & (distance % every == 0)
-        kept = near | far
-        return kept | (key_frame == 0) if self.sink else kept
+        powers = [1 << (max(distance, 1).bit_length() - 1) for distance in range(grid.frames)]
+        window = [tokens // power - 1 for power in powers]  # |k - l| + 1 <= s / 2^e; -1 where no offset passes
+        every = [-(-power // tokens) if power > tokens else 0 for power in powers]  # 0: the spatial rule holds
+        far = [distance % step == 0 if step else False for distance, step in enumerate(every)]
+        return self._frame_rule(grid, [max(w, 0) if f else w for w, f in zip(window, far, strict=True)], device)
 
-    def block_mask(self, grid: Grid) -> Tensor:
+    def block_mask(self, grid: Grid, device: torch.device | str = "cpu") -> Tensor:
         """Return the published block mask, bool [Q, Q] over raster blocks of 128 video tokens."""
-        video, tokens = grid.video_tokens, grid.frame_tokens
-        blocks = -(-video // BLOCK)
-        lane = torch.arange(blocks * BLOCK).view(blocks, BLOCK)
-        kept = torch.empty(blocks, blocks, dtype=torch.bool)
+        keep = self._published_rule(grid, device)
+        video, blocks = grid.video_tokens, -(-grid.video_tokens // BLOCK)
+        lane = torch.arange(blocks * BLOCK, device=device).view(blocks, BLOCK)
+        kept = torch.empty(blocks, blocks, dtype=torch.bool, device=device)
         slab = max(1, PAIRS_PER_CHUNK // (BLOCK * BLOCK * blocks))
         for at in range(0, blocks, slab):
             q_index, k_index = lane[at : at + slab, None, :, None], lane[None, :, None, :]
-            pairs = self._published_keep(q_index, k_index, tokens) & (q_index < video) & (k_index < video)
+            inside = (q_index < video) & (k_index < video)
+            pairs = keep(q_index.clamp(max=video - 1), k_index.clamp(max=video - 1)) & inside
             share = pairs.sum(2) / (lane[at : at + slab] < video).sum(1)[:, None, None]  # [slab, blocks, 128]
             columns = (share > 0).sum(-1)
             kept[at : at + slab] = (share > COLUMN_SHARE).sum(-1) > BLOCK_SHARE * columns
         return kept
 
-    def _published_keep(self, q_index: Tensor, k_index: Tensor, tokens: int) -> Tensor:
-        key_frame = k_index // tokens
-        distance = (q_index // tokens - key_frame).abs()
-        offset = (q_index % tokens - k_index % tokens).abs()
-        bits = torch.where(distance > 0, torch.log2(distance.clamp(min=1).double()).floor() + 1, 0)
-        width = 2.0 ** (tokens.bit_length() - bits)
-        window = torch.where(distance <= 1, float(tokens), (width * self.decay).clamp(min=BLOCK))
-        every = torch.where(width < BLOCK, (BLOCK / width).long(), 1)
-        kept = (offset <= window) & (distance % every == 0)
-        return kept | (key_frame == 0) if self.sink else kept
+    def _published_rule(self, grid: Grid, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
+        tokens, window = grid.frame_tokens, []
+        for distance in range(grid.frames):
+            width = 2.0 ** (tokens.bit_length() - distance.bit_length())
+            left_out = width < BLOCK and distance % int(BLOCK / width) != 0
+            reach = float(tokens) if distance <= 1 else max(width * self.decay, float(BLOCK))
+            window.append(-1 if left_out else math.floor(reach))
+        return self._frame_rule(grid, window, device)
 
+    def _frame_rule(
+        self, grid: Grid, window: list[int], device: torch.device | str
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the rule |k - l| <= window[distance in frames], with the sink; a window of -1 keeps nothing."""
+        tokens, table = grid.frame_tokens, torch.tensor(window, device=device)
 
-def _power_of_two_below(distance: Tensor, frames: int) -> Tensor:
-    """Return 2^floor(log2 max(distance, 1)) through a table of integers: no rounding at powers of two."""
-    table = torch.tensor([1 << (max(d, 1).bit_length() - 1) for d in range(frames)], device=distance.device)
-    return table[distance]
+        def keep(q_index: Tensor, k_index: Tensor) -> Tensor:
+            key_frame = k_index // tokens
+            distance = (q_index // tokens - key_frame).abs()
+            kept = (q_index % tokens - k_index % tokens).abs() <= table[distance]
+            return kept | (key_frame == 0) if self.sink else kept
+
+        return keep

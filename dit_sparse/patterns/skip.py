@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,6 +24,5 @@ class Skip(StaticPattern):
     exact: ClassVar[str] = "block"
     reads_text: ClassVar[bool] = False
 
-    def keep(self, q_index: Tensor, k_index: Tensor, grid: Grid) -> Tensor:
-        shape = torch.broadcast_shapes(q_index.shape, k_index.shape)
-        return torch.zeros(shape, dtype=torch.bool, device=q_index.device)
+    def token_rule(self, grid: Grid, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda q, k: torch.zeros(torch.broadcast_shapes(q.shape, k.shape), dtype=torch.bool, device=device)

@@ -55,14 +55,12 @@ def block_scores(q: Tensor, k: Tensor, layout: Layout, scale: float) -> Tensor:
     heads, kv_heads = q.shape[2], k.shape[2]
     mean_k = block_means(k, layout).repeat_interleave(heads // kv_heads, 2)
     score = torch.einsum("bqhd,bkhd->bhqk", block_means(q, layout), mean_k) * scale
-    return score + layout.length[: layout.video_blocks].float().log()
+    return score + layout.log_video_length
 
 
 def block_means(x: Tensor, layout: Layout) -> Tensor:
     """Average the tokens of each video block: [B, S, H, D] in kernel order -> fp32 [B, video_blocks, H, D]."""
-    start = layout.start[: layout.video_blocks].long()
     means = x.new_empty(x.shape[0], layout.video_blocks, *x.shape[2:], dtype=torch.float32)
-    for tokens, members in layout.by_length:
-        rows = start[members, None] + torch.arange(tokens, device=x.device)
-        means[:, members] = x[:, rows].mean(2, dtype=torch.float32)
+    for members, positions in layout.by_length:
+        means[:, members] = x[:, positions].mean(2, dtype=torch.float32)
     return means

@@ -143,8 +143,10 @@ def test_memory_belongs_to_run_branch_layer_and_shape() -> None:
 
 def test_static_masks_are_built_once_per_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     built = []
-    keep = ds.Radial.keep
-    monkeypatch.setattr(ds.Radial, "keep", lambda self, q, k, grid: built.append(grid) or keep(self, q, k, grid))
+    rule = ds.Radial.token_rule
+    monkeypatch.setattr(
+        ds.Radial, "token_rule", lambda self, grid, device: built.append(grid) or rule(self, grid, device)
+    )
     schedule, layers = make(ds.Radial(), layers=3)
     other = ds.Grid(2, 8, 16)
     for grid in (GRID, other, GRID, other):
