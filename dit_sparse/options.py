@@ -52,12 +52,12 @@ class Options:
         return (0 if self.dense_steps is None else self.dense_steps), 0
 
     def dense_reason(
-        self, layer: int, tokens: int, device_type: str, step: int | None, total_steps: int | None
+        self, layer: int, depth: int, tokens: int, device_type: str, step: int | None, total_steps: int | None
     ) -> str | None:
-        """Return why these options keep a call dense, or None."""
+        """Return why these options keep a call of layer `layer` of `depth` dense, or None."""
         if self.dense_layers is not None:
             layers = parse_indices(self.dense_layers, "dense_layers")
-            if layers is None or layer in layers:
+            if layers is None or layer in layers or layer - depth in layers:
                 return "dense_layers"
         least = self.min_tokens
         if least is None:

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class Rule:
     """Give one pattern to a window of steps, a transformer, some layers and some heads; None means all of them.
 
     steps: [start, end) as fractions of the scheduler's full schedule, so that a plan serves 4 and 50 steps alike.
+    layers: numbers from 0, or negative ones counted from the last (-1), so that a plan may serve any depth.
     transformer: component name, e.g. "transformer_2" for the second expert of Wan 2.2.
     """
 
@@ -98,6 +99,15 @@ class Plan:
                 break
         return tuple(Dense() if pattern is None else pattern for pattern in chosen)
 
+    def for_depth(self, layers: int) -> Plan:
+        """Return the plan with layers that were counted from the last replaced by their numbers."""
+
+        def absolute(rule: Rule) -> Rule:
+            numbers = None if rule.layers is None else tuple(sorted({index % layers for index in rule.layers}))
+            return replace(rule, layers=numbers)
+
+        return replace(self, rules=tuple(absolute(rule) for rule in self.rules))
+
     def check(self, transformer_class: str, layers: int, heads: int) -> None:
         """Refuse a model that the plan cannot mean.
 
@@ -111,9 +121,10 @@ class Plan:
             )
         for number, rule in enumerate(self.rules):
             for what, indices, count in (("layer", rule.layers, layers), ("head", rule.heads, heads)):
-                if indices is not None and max(indices) >= count:
+                missing = [index for index in indices or () if not -count <= index < count]
+                if missing:
                     raise ValueError(
-                        f"plan {self.name!r}, rule {number}: {what} {max(indices)} does not exist; "
+                        f"plan {self.name!r}, rule {number}: {what} {missing[-1]} does not exist; "
                         f"{transformer_class} has {count} {what}s (0-{count - 1})"
                     )
 
@@ -184,7 +195,7 @@ class Plan:
 
 
 def parse_indices(text: object, where: str = "indices") -> tuple[int, ...] | None:
-    """Read "all" (None) or a list such as "0, 1, 47-49".
+    """Read "all" (None) or a list such as "0, 1, 47-49"; -1 is the last.
 
     Raises: ValueError for anything else.
     """
@@ -192,8 +203,8 @@ def parse_indices(text: object, where: str = "indices") -> tuple[int, ...] | Non
         return None
     indices: set[int] = set()
     try:
-        for part in str(text).split(","):
-            first, dash, last = part.strip().partition("-")
+        for part in map(str.strip, str(text).split(",")):
+            first, dash, last = part.partition("-") if not part.startswith("-") else (part, "", "")
             numbers = range(int(first), int(last if dash else first) + 1)
             if not numbers:
                 raise ValueError(part)
@@ -209,7 +220,7 @@ def format_indices(indices: tuple[int, ...] | None) -> str:
         return "all"
     runs: list[list[int]] = []
     for index in sorted(indices):
-        if runs and index == runs[-1][1] + 1:
+        if runs and index == runs[-1][1] + 1 and runs[-1][0] >= 0:
             runs[-1][1] = index
         else:
             runs.append([index, index])

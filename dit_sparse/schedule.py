@@ -68,7 +68,8 @@ class Schedule:
         heads: int | None = None,
         options: Options | None = None,
     ) -> None:
-        self.plan, self.transformer, self.layer_names, self.heads = plan, transformer, layer_names, heads
+        self.plan, self.transformer = plan.for_depth(len(layer_names)), transformer
+        self.layer_names, self.heads = layer_names, heads
         self.options = options or Options()
         self.timer: Callable[[Layer], AbstractContextManager[Any]] | None = None  # wraps each call; benchmarks set it
         self.reset()
@@ -160,7 +161,9 @@ class Schedule:
         moment, grid = self._moment, self._moment.grid
         if not self.plan.rules:
             return "plan: dense"
-        guard = self.options.dense_reason(layer.index, q.shape[1], q.device.type, moment.step, moment.total_steps)
+        guard = self.options.dense_reason(
+            layer.index, len(self.layer_names), q.shape[1], q.device.type, moment.step, moment.total_steps
+        )
         if guard is not None:
             return guard
         unwanted = None

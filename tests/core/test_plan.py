@@ -41,14 +41,15 @@ def test_json_and_file_round_trip(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "indices"), [("all", None), ("0", (0,)), ("0, 1, 47-49", (0, 1, 47, 48, 49)), ("5-7,6", (5, 6, 7))]
+    ("text", "indices"),
+    [("all", None), ("0", (0,)), ("0, 1, 47-49", (0, 1, 47, 48, 49)), ("5-7,6", (5, 6, 7)), ("0, -2, -1", (-2, -1, 0))],
 )
 def test_index_lists(text: str, indices: tuple[int, ...] | None) -> None:
     assert parse_indices(text) == indices
     assert parse_indices(format_indices(indices)) == indices
 
 
-@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "-1"])
+@pytest.mark.parametrize("text", ["", "a", "3-1", "1,,2", "-", "--1", "1--2"])
 def test_bad_index_lists(text: str) -> None:
     with pytest.raises(ValueError, match="0, 1, 47-49"):
         parse_indices(text)
@@ -94,6 +95,10 @@ def test_check_refuses_other_models() -> None:
         unbound.check("X", 4, 1)
     with pytest.raises(ValueError, match=r"rule 3: layer 3 does not exist"):
         unbound.check("X", 3, 2)
+    outer = ds.Plan((ds.Rule(ds.Dense(), layers=(-3, 0)),))
+    with pytest.raises(ValueError, match=r"rule 0: layer -3 does not exist"):
+        outer.check("X", 2, 2)
+    assert outer.for_depth(30).rules == (ds.Rule(ds.Dense(), layers=(0, 27)),)
 
 
 def test_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ HALF = ds.TopBlocks(keep=0.5, order="raster")
         (HALF, {"dense_steps": 0.5}, {"total_steps": None}, "number of steps unknown"),
         (HALF, {"dense_layers": "0, 3"}, {}, "dense_layers"),
         (HALF, {"dense_layers": "all"}, {}, "dense_layers"),
+        (HALF, {"dense_layers": "-1"}, {}, "dense_layers"),
+        (ds.Plan((ds.Rule(ds.Dense(), layers=(-1,)), ds.Rule(HALF))), {}, {}, "plan: dense"),
         (HALF, {"min_tokens": 4096}, {}, "517 tokens < min_tokens 4096"),
         (HALF, {"min_tokens": None}, {}, "517 tokens < min_tokens 2048"),
         (HALF, {}, {"grid": None, "reason": "unknown size"}, "unknown size"),
