@@ -20,7 +20,8 @@ from dit_sparse.pipelines.enable import sparse, summary
 from dit_sparse.pipelines.generate import Job, generate, load_pipeline, run_steps
 from dit_sparse.pipelines.geometry import expected_grid, inspect_model
 from dit_sparse.pipelines.timing import time_attention
-from dit_sparse.plan import Plan
+from dit_sparse.patterns import Dense, TopBlocks
+from dit_sparse.plan import Plan, Rule
 from dit_sparse.search.compare import compare
 from dit_sparse.search.report import load_report
 from dit_sparse.search.request import Request, check_request, reproduce_command
@@ -109,11 +110,12 @@ def test_seed_and_stop(tiny_wan: Path) -> None:
 
 
 def test_attention_time(tiny_wan: Path) -> None:
-    """Calls are told apart: balanced keeps the first of 8 steps dense, and its pass ends after 2 sparse steps."""
+    """Calls are told apart: the plan keeps the first of 8 steps dense, and its pass ends after 2 sparse steps."""
+    plan = Plan((Rule(Dense(), steps=(0.0, 0.12)), Rule(TopBlocks(keep=0.2))))
     pipe = load_pipeline(str(tiny_wan), "cpu", "float32")
     pipe.set_progress_bar_config(disable=True)
     job = dataclasses.replace(JOB, steps=8)
-    with sparse(pipe, "balanced", min_tokens=0):
+    with sparse(pipe, plan, min_tokens=0):
         taken = time_attention(pipe, job, 2)
         record = summary(pipe)
     assert (taken.steps, taken.calls) == (3, 3 * 4)
