@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from dit_sparse.cli import build_app
 from dit_sparse.options import Options
+from dit_sparse.patterns import Dense, TopBlocks
 from dit_sparse.pipelines.enable import sparse, summary
 from dit_sparse.pipelines.generate import Job, generate, load_pipeline, run_steps
 from dit_sparse.pipelines.geometry import expected_grid, inspect_model
 from dit_sparse.pipelines.timing import time_attention
-from dit_sparse.patterns import Dense, TopBlocks
 from dit_sparse.plan import Plan, Rule
 from dit_sparse.search.compare import compare
 from dit_sparse.search.report import load_report
