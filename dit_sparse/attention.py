@@ -9,7 +9,7 @@ from weakref import WeakValueDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, library
 
 from dit_sparse.grid import Grid
 from dit_sparse.kernels.backends import block_attention
@@ -85,7 +85,7 @@ def _attention_fake(
 
 # Which steps run sparse is decided inside the op, at run time: a CUDA graph would freeze one step's answer.
 _TAGS = tuple(tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None)
-attention_op = torch.library.custom_op("dit_sparse::attention", _attention, mutates_args=(), tags=_TAGS)
+attention_op = library.custom_op("dit_sparse::attention", _attention, mutates_args=(), tags=_TAGS)
 attention_op.register_fake(_attention_fake)
 
 

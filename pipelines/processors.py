@@ -55,7 +55,7 @@ def refusal(processor: object) -> str | None:
 def dense_call(processor: object) -> DenseCall:
     """Return the stock attention call of a processor in the form that `Layer.dense` has; importable by name."""
     replaced = _replacements(type(stock(processor)).__call__)
-    return dense_dispatch if _dispatch in replaced.values() else dense_sdpa
+    return dense_dispatch if _dispatch in replaced.values() else attention.dense_attention
 
 
 def stock(processor: Any) -> Any:
@@ -87,23 +87,6 @@ def dense_dispatch(
         q, k, v, attn_mask, dropout_p, is_causal, scale, enable_gqa, backend=backend
     )
     return out
-
-
-def dense_sdpa(
-    q: Tensor,  # [B, S, H, D]
-    k: Tensor,
-    v: Tensor,
-    attn_mask: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
-    enable_gqa: bool,
-    backend: str | None,
-) -> Tensor:
-    """Run scaled_dot_product_attention as the stock processor does; returns [B, S, H, D]. `backend` is not for it."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-    return out.transpose(1, 2)
 
 
 def _dispatch(

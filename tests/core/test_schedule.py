@@ -8,6 +8,7 @@ import pickle
 
 import pytest
 import torch
+from torch import library
 
 import dit_sparse as ds
 from dit_sparse.attention import Layer, attend, dense_attention
@@ -176,7 +177,7 @@ def test_the_op_is_sound_and_one_graph_serves_all_layers_and_steps() -> None:
     q, k, v = qkv()
     schedule.start_forward(GRID, step=1, total_steps=2)
     arguments = (q, k, v, None, layers[0].id, 0.0, False, None, False, None)
-    torch.library.opcheck(torch.ops.dit_sparse.attention.default, arguments)
+    library.opcheck(torch.ops.dit_sparse.attention.default, arguments)
     graphs = []
 
     def count(graph: torch.fx.GraphModule, _: object) -> object:
