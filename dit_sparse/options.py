@@ -51,6 +51,15 @@ class Options:
             return self.dense_steps[0], self.dense_steps[1]
         return (0 if self.dense_steps is None else self.dense_steps), 0
 
+    @property
+    def needs_step(self) -> bool:
+        return any(self.dense_ends)
+
+    @property
+    def needs_total_steps(self) -> bool:
+        first, last = self.dense_ends
+        return bool(last) or (isinstance(first, float) and first > 0)
+
     def dense_reason(
         self, layer: int, depth: int, tokens: int, device_type: str, step: int | None, total_steps: int | None
     ) -> str | None:
@@ -65,11 +74,8 @@ class Options:
         if tokens < least:
             return f"{tokens} tokens < min_tokens {least}"
         first, last = self.dense_ends
-        if not first and not last:
-            return None
-        needs_total = isinstance(first, float) or bool(last)
-        if step is None or (needs_total and not total_steps):
-            return "dense_steps: denoising step or number of steps unknown"
+        if step is None or (self.needs_total_steps and not total_steps):
+            return None  # the schedule says so, and runs dense
         total = total_steps or 0
         first_steps = round(first * total) if isinstance(first, float) else first
         last_steps = round(last * total) if isinstance(last, float) else last

@@ -134,7 +134,7 @@ class Schedule:
             groups = self._decide(layer, q, k, attn_mask, is_causal)
             if not isinstance(groups, str):
                 try:
-                    return self._sparse(layer, q, k, v, groups, scale)
+                    return self._sparse(layer, q, k, v, groups, scale, backend)
                 except _NoBackendError as error:
                     groups = f"no backend: {error}"
                     self._complain(layer, groups)
@@ -173,7 +173,7 @@ class Schedule:
             unwanted = "attention mask" if attn_mask is not None else "causal attention"
         elif q.shape[1] != grid.tokens or k.shape[1] != grid.tokens:
             unwanted = f"{q.shape[1]} queries and {k.shape[1]} keys do not match the grid {grid} ({grid.tokens} tokens)"
-        elif moment.fraction is None and self.plan.needs_total_steps:
+        elif self._position_unknown():
             unwanted = "denoising step or number of steps unknown: enable on the pipeline, not on the transformer alone"
         if unwanted is not None:
             self._complain(layer, unwanted)
@@ -184,7 +184,16 @@ class Schedule:
         }
         return "plan: dense" if set(groups) == {Dense()} else tuple(groups.items())
 
-    def _sparse(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float | None) -> Tensor:
+    def _position_unknown(self) -> bool:
+        """Say whether plan or options speak of steps that nobody has told us."""
+        needs_total = self.plan.needs_total_steps or self.options.needs_total_steps
+        return (needs_total and self._moment.fraction is None) or (
+            self.options.needs_step and self._moment.step is None
+        )
+
+    def _sparse(
+        self, layer: Layer, q: Tensor, k: Tensor, v: Tensor, groups: Groups, scale: float | None, backend: str | None
+    ) -> Tensor:
         grid, heads, kv_heads = self._moment.grid, q.shape[2], k.shape[2]
         assert grid is not None
         scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -198,7 +207,7 @@ class Schedule:
                 of_kv = chosen // (heads // kv_heads)
                 q_group, k_group, v_group = q[:, :, chosen], k[:, :, of_kv], v[:, :, of_kv]
             if isinstance(pattern, Dense) and chosen is not None:
-                result = layer.dense(q_group, k_group, v_group, None, 0.0, False, scale, False, None)
+                result = layer.dense(q_group, k_group, v_group, None, 0.0, False, scale, False, backend)
                 record.dense_pairs += self._video_pairs(q_group)
             else:
                 result = self._run_pattern(layer, pattern, members, q_group, k_group, v_group, scale)

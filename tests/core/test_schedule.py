@@ -44,6 +44,7 @@ HALF = ds.TopBlocks(keep=0.5, order="raster")
         (HALF, {"dense_steps": 0.5}, {"step": 4}, "dense_steps"),
         (HALF, {"dense_steps": (0, 2)}, {"step": 8}, "dense_steps"),
         (HALF, {"dense_steps": 0.5}, {"total_steps": None}, "number of steps unknown"),
+        (HALF, {"dense_steps": 2}, {"step": None}, "denoising step"),
         (HALF, {"dense_layers": "0, 3"}, {}, "dense_layers"),
         (HALF, {"dense_layers": "all"}, {}, "dense_layers"),
         (HALF, {"dense_layers": "-1"}, {}, "dense_layers"),
