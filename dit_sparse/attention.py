@@ -84,8 +84,9 @@ def _attention_fake(
 
 
 # Which steps run sparse is decided inside the op, at run time: a CUDA graph would freeze one step's answer.
-_TAGS = tuple(tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None)
-attention_op = library.custom_op("dit_sparse::attention", _attention, mutates_args=(), tags=_TAGS)
+attention_op = library.custom_op(
+    "dit_sparse::attention", _attention, mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
+)
 attention_op.register_fake(_attention_fake)
 
 

@@ -93,6 +93,8 @@ class TokenOrder:
     @classmethod
     def parse(cls, text: str) -> TokenOrder:
         """Read `raster`, `morton`, `tile` or `tile:2x8x8`."""
+        if not isinstance(text, str):
+            raise ValueError(f"token order must be text such as 'tile:2x8x8', got {text!r}")
         kind, _, size = text.partition(":")
         if not size:
             return cls(kind)

@@ -35,6 +35,8 @@ class Rule:
         numbers = len(self.steps) == 2 and all(isinstance(x, (int, float)) for x in self.steps)
         if not numbers or not 0.0 <= self.steps[0] < self.steps[1] <= 1.0:
             raise ValueError(f"steps must be [start, end) with 0 <= start < end <= 1, got {list(self.steps)}")
+        if self.transformer is not None and not isinstance(self.transformer, str):
+            raise ValueError(f"transformer must be a component name or null, got {self.transformer!r}")
 
     def covers(self, fraction: float | None, transformer: str, layer: int) -> bool:
         """Say whether the rule holds at this point; `fraction` None (no step known) only meets windows of all steps."""

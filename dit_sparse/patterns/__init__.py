@@ -83,9 +83,9 @@ def _text_to_dict(text: str, separator: str) -> dict[str, Any]:
 
 
 def _text_to_value(text: str) -> Any:
-    parts = text.split("x")
-    if len(parts) == 3 and all(part.strip() for part in parts):
-        return [_text_to_value(part.strip()) for part in parts]
+    per_axis = [_text_to_value(part.strip()) for part in text.split("x")] if text.count("x") == 2 else []
+    if per_axis and not any(isinstance(value, str) for value in per_axis):
+        return per_axis
     match text.lower():
         case "true" | "false":
             return text.lower() == "true"

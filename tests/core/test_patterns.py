@@ -248,6 +248,8 @@ def test_attention_equals_the_masked_oracle(pattern: ds.Pattern, grid: ds.Grid) 
         (lambda: pattern_from_text("topblocks:0.2"), "name=value"),
         (lambda: pattern_from_text("topblocks:keep=much"), "keep"),
         (lambda: pattern_from_dict({"keep": 0.2}), "name"),
+        (lambda: pattern_from_dict({"name": "topblocks", "order": 3}), "token order must be text"),
+        (lambda: pattern_from_dict({"name": "neighborhood", "order": ["tile", 2, 2]}), "token order must be text"),
     ],
 )
 def test_bad_configurations_are_refused(build: object, message: str) -> None:
@@ -257,6 +259,11 @@ def test_bad_configurations_are_refused(build: object, message: str) -> None:
 
 def test_patterns_are_read_from_text() -> None:
     assert pattern_from_text("neighborhood:window=5x0.5x0.25,stride=2") == ds.Neighborhood((5, 0.5, 0.25), stride=2)
+    assert pattern_from_text("topblocks:order=tile:4x4x8,keep=0.1") == ds.TopBlocks(0.1, "tile:4x4x8")
+    assert pattern_from_text("cached:pattern=topblocks:keep=0.1;order=tile:4x4x8,refresh_steps=2") == ds.Cached(
+        ds.TopBlocks(0.1, "tile:4x4x8"), 2
+    )
+    assert pattern_from_text("neighborhood:causal=truexfalsexfalse").causal == (True, False, False)
     assert pattern_from_text("radial:kind=block,sink=false") == ds.Radial("block", sink=False)
     assert pattern_from_text("cached:refresh_steps=2,pattern=topblocks:keep=0.1;order=raster") == ds.Cached(
         ds.TopBlocks(0.1, "raster"), 2

@@ -76,6 +76,7 @@ def broken(**changes: object) -> str:
         (broken(rules=[{"pattern": {"name": "radial"}, "steps": 3}]), "steps"),
         (broken(model={"class": "X"}), "model: field 'heads' is missing"),
         (broken(name=3), "name must be a string"),
+        (broken(rules=[{"pattern": {"name": "radial"}, "transformer": 2}]), "component name"),
     ],
 )
 def test_broken_files_name_the_place(tmp_path: Path, text: str, message: str) -> None:
