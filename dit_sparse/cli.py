@@ -11,21 +11,20 @@ from typing import Annotated, Any
 
 import typer
 
-PROMPT = "a striped red circle bouncing on a gradient blue and cyan background"  # in words of the bundled model
-
-Model = Annotated[str, typer.Option("--model", "-m", help="bundled, a diffusers folder, or a hub id.")]
-PlanSpecs = Annotated[
-    list[str], typer.Option("--plan", "-p", help="Preset, pattern (topblocks:keep=0.2) or plan file. Repeatable.")
-]
-Frames = Annotated[int | None, typer.Option(help="Frames of the clip. (default: the model's)")]
-Height = Annotated[int | None, typer.Option(help="Height in pixels. (default: the model's)")]
-Width = Annotated[int | None, typer.Option(help="Width in pixels. (default: the model's)")]
-Steps = Annotated[int | None, typer.Option(help="Denoising steps. (default: the model's)")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. (default: cuda if there)")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: by device)")]
-Backend = Annotated[str, typer.Option(help="Attention kernels: auto, triton, cpu, reference.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+from dit_sparse.cli_bench import bench_forward, bench_kernels, bench_model
+from dit_sparse.cli_options import (
+    AsJson,
+    Backend,
+    Device,
+    Dtype,
+    Frames,
+    Height,
+    Model,
+    PlanSpecs,
+    Quiet,
+    Steps,
+    Width,
+)
 
 
 def env(as_json: AsJson = False) -> None:
@@ -156,63 +155,6 @@ def plans_show(
         print(png)
 
 
-def bench_kernels(
-    variants: Annotated[bool, typer.Option(help="Also time the launch configurations one by one.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write everything found to this JSON file.")] = None,
-) -> None:
-    """Time block-sparse kernels beside dense ones, after checking them. Needs a GPU."""
-    from dit_sparse.kernels.bench import main as run
-
-    words = ["--variants"] if variants else []
-    code = run(words if out is None else [*words, "--json", str(out)])
-    if code:
-        raise typer.Exit(code)
-
-
-def bench_model(
-    plan: PlanSpecs = ["balanced", "topblocks:keep=0.2", "radial:kind=block", "neighborhood:window=0.3"],  # noqa: B006
-    model: Model = "bundled",
-    prompt: Annotated[str, typer.Option(help="What to generate.")] = PROMPT,
-    seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
-    steps: Steps = None,
-    frames: Frames = None,
-    height: Height = None,
-    width: Width = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    backend: Backend = "auto",
-    attention_steps: Annotated[int | None, typer.Option(help="Steps of the separate attention timing.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the report as JSON to this file.")] = None,
-    quiet: Quiet = False,
-) -> None:
-    """Time a model dense against plans at a size: seconds, attention seconds, PSNR. Writes no video."""
-    from dit_sparse.options import Options
-    from dit_sparse.search.compare import measure_plans
-    from dit_sparse.search.console import progress_on_stderr, stdout, table
-    from dit_sparse.search.report import HEADINGS, table_rows, to_json
-    from dit_sparse.search.request import Job, Request, default_device
-    from dit_sparse.search.staging import check_writable, write_text
-
-    if out is not None:
-        check_writable(out.parent)
-    request = Request(
-        job=Job(prompt, seed, steps, frames, height, width),
-        plans=tuple(plan),
-        out=Path("out/compare"),
-        model=model,
-        device=device or default_device(),
-        dtype=dtype,
-        options=Options(backend=backend),
-        attention_steps=attention_steps,
-    )
-    with progress_on_stderr(quiet) as progress:
-        report = measure_plans(request, progress).report
-    stdout().print(table(HEADINGS, table_rows(report)))
-    if out is not None:
-        write_text(out, to_json(report))
-        print(out)
-
-
 def demo(
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 7860,
     results: Annotated[Path | None, typer.Option(help="Results folder of `compare`. (default: a stored one)")] = None,
@@ -242,6 +184,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plans show": plans_show,
     "bench kernels": bench_kernels,
     "bench model": bench_model,
+    "bench forward": bench_forward,
     "demo": demo,
 }
 GROUPS = {"plans": "Look at plans and patterns.", "bench": "Measure kernels and models."}

@@ -40,6 +40,15 @@ class Layout:
         return None if self.order is None else torch.argsort(self.order)
 
     @cached_property
+    def video_order(self) -> Tensor | None:
+        """Return `order` for the video tokens alone, counted from the first of them."""
+        return None if self.order is None else self.order[: self.grid.video_tokens] - self.grid.prefix
+
+    @cached_property
+    def video_inverse(self) -> Tensor | None:
+        return None if self.video_order is None else torch.argsort(self.video_order)
+
+    @cached_property
     def video_length(self) -> Tensor:
         """Return the tokens of each video block, fp32 [video_blocks]."""
         return self.length[: self.video_blocks].float()
@@ -52,11 +61,15 @@ class Layout:
     def blocks(self) -> int:
         return self.start.numel()
 
-    def to_kernel(self, x: Tensor) -> Tensor:  # [B, N, H, D] -> [B, N, H, D]
-        return x if self.order is None else x.index_select(1, self.order)
+    def to_kernel(self, x: Tensor) -> Tensor:
+        """Reorder [B, S, ...], where S is all tokens or the video tokens alone."""
+        order = self.order if x.shape[1] == self.grid.tokens else self.video_order
+        return x if order is None else x.index_select(1, order)
 
-    def from_kernel(self, x: Tensor) -> Tensor:  # [B, N, H, D] -> [B, N, H, D]
-        return x if self.inverse is None else x.index_select(1, self.inverse)
+    def from_kernel(self, x: Tensor) -> Tensor:
+        """Undo `to_kernel`."""
+        inverse = self.inverse if x.shape[1] == self.grid.tokens else self.video_inverse
+        return x if inverse is None else x.index_select(1, inverse)
 
     def video_index(self) -> Tensor:
         """Return [video_blocks, 128] int64: raster index of each video token by block, -1 past a short one."""

@@ -64,6 +64,14 @@ class BlockIndices:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: tensor.to(device) for name, tensor in given.items() if tensor is not None})
 
+    def first_queries(self, blocks: int) -> BlockIndices:
+        """Keep the first query blocks only: for calls whose queries are the video tokens alone."""
+        if blocks == self.query_blocks:
+            return self
+        rows = {name: getattr(self, name) for name in ("bits", "partial_bits", "mask_id")}
+        cut = {name: rows[name][:, :blocks].contiguous() for name in rows if rows[name] is not None}
+        return replace(self, q_start=self.q_start[:blocks], q_len=self.q_len[:blocks], **cut)
+
     def block_mask(self) -> Tensor:
         """Expand the visited blocks: bool [U, Q, K]."""
         return unpack_bits(self.bits, self.key_blocks)

@@ -6,6 +6,7 @@ Checked against diffusers 0.41 and 0.42.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -125,12 +126,46 @@ def carry_settings(source: object, target: object) -> None:
             setattr(target, name, vars(source)[name])
 
 
+@dataclass(frozen=True)
+class ToldStep:
+    """What a pipeline tells of the current step, None where it does not.
+
+    by_counter: it comes from the scheduler's own counter, which not every scheduler keeps up.
+    """
+
+    step: int | None
+    total: int | None
+    by_counter: bool
+
+
+def timesteps_of(pipe: Any) -> Tensor | None:
+    """Return the full schedule of a pipeline; `set_timesteps()` makes a new tensor each time."""
+    timesteps = getattr(getattr(pipe, "scheduler", None), "timesteps", None)
+    return timesteps if isinstance(timesteps, Tensor) else None
+
+
+def told_step(pipe: Any, timestep: object) -> ToldStep:
+    """Return where a pipeline stands in its full schedule, without reading a device value.
+
+    Asked in this order: `timestep`, the argument of the transformer; the timestep that the pipeline notes for its
+    callbacks; what that one was iterated from, where it is not the schedule; the scheduler's counter.
+    """
+    scheduler, timesteps = getattr(pipe, "scheduler", None), timesteps_of(pipe)
+    total, noted = None if timesteps is None else len(timesteps), getattr(pipe, "_current_timestep", None)
+    for given in (timestep, noted):
+        if timesteps is not None and _is_entry(given, timesteps):
+            return ToldStep(schedule_index(scheduler, given), total, by_counter=False)
+    if isinstance(noted, Tensor) and (place := _row(noted)) and place[1] in (total, getattr(pipe, "_num_timesteps", 0)):
+        return ToldStep(*place, by_counter=False)
+    return ToldStep(schedule_index(scheduler, None), total, by_counter=hasattr(scheduler, "step_index"))
+
+
 def schedule_index(scheduler: Any, timestep: object) -> int | None:
     """Return the index of a run's current step in the scheduler's full schedule, without reading a device value.
 
     Most pipelines hand `scheduler.timesteps[i].expand(batch)` on: a view, whose storage offset is the index, right for
     image-to-video as well. Where the value was converted on its way, the scheduler's own counter is asked. None where
-    neither tells.
+    neither tells, or the counter has passed the last step.
     """
     timesteps = getattr(scheduler, "timesteps", None)
     if isinstance(timestep, Tensor) and isinstance(timesteps, Tensor) and _is_entry(timestep, timesteps):
@@ -140,16 +175,32 @@ def schedule_index(scheduler: Any, timestep: object) -> int | None:
     index = scheduler.step_index
     if index is None:  # before the first step; image-to-video begins later than 0
         index = getattr(scheduler, "begin_index", None) or 0
-    return _python_int(index)
+    index = _python_int(index)
+    over = index is not None and isinstance(timesteps, Tensor) and index >= len(timesteps)
+    return None if over else index
 
 
-def _is_entry(timestep: Tensor, timesteps: Tensor) -> bool:
+def _is_entry(timestep: object, timesteps: Tensor) -> bool:
     """Say whether `timestep` is a view of one entry of `timesteps`, perhaps expanded."""
-    if timestep.device != timesteps.device or timestep.dtype != timesteps.dtype or timestep.device.type == "meta":
+    if not isinstance(timestep, Tensor) or timestep.device != timesteps.device or timestep.dtype != timesteps.dtype:
         return False
+    if timestep.device.type == "meta" or not timesteps.is_contiguous():
+        return False
+    # the stride of a dimension of size 1 means nothing
+    one_entry = all(stride == 0 or size == 1 for size, stride in zip(timestep.shape, timestep.stride(), strict=True))
     pointer = timestep.untyped_storage().data_ptr()
-    one_entry = not any(timestep.stride()) and timesteps.is_contiguous()
     return one_entry and pointer != 0 and pointer == timesteps.untyped_storage().data_ptr()
+
+
+def _row(noted: Tensor) -> tuple[int, int] | None:
+    """Return (index, number of rows) of a tensor that iterating over a whole contiguous one gave; None if it did not.
+
+    Diffusion forcing iterates over a matrix, one timestep a frame; some pipelines over a schedule since replaced.
+    """
+    size, entries = noted.numel(), noted.untyped_storage().nbytes() // noted.element_size()
+    if not size or not noted.is_contiguous() or entries % size or noted.storage_offset() % size:
+        return None
+    return int(noted.storage_offset() // size), entries // size
 
 
 def _python_int(value: object) -> int | None:

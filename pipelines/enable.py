@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
-from dit_sparse.attention import Layer
+from dit_sparse.grid import Grid
 from dit_sparse.options import Guard, Options
 from dit_sparse.patterns import Pattern
-from dit_sparse.pipelines import compat
 from dit_sparse.pipelines.hooks import ForwardHook, find_hook, install_hooks, remove_hooks
-from dit_sparse.pipelines.models import Model, attention_module, layer_names, model_of, unknown_model
-from dit_sparse.pipelines.processors import SparseProcessor, dense_call, refusal, sparse_processor, stock
+from dit_sparse.pipelines.models import GridRule, attention_module
+from dit_sparse.pipelines.processors import SparseProcessor, stock
+from dit_sparse.pipelines.targets import Target, derive, find_targets
 from dit_sparse.plan import Plan
 from dit_sparse.record import Summary
-from dit_sparse.schedule import Schedule
 from dit_sparse.spec import parse_spec
 
 Spec = str | Path | Pattern | Plan
@@ -33,6 +32,8 @@ def enable(
     pipe: Any,
     spec: Spec,
     *,
+    grid: Grid | GridRule | None = None,
+    layers: str | None = None,
     dense_steps: Guard = None,
     dense_layers: str | None = None,
     min_tokens: int | None = None,
@@ -41,6 +42,10 @@ def enable(
 ) -> None:
     """Make the self-attention of a pipeline's transformers, or of one transformer, sparse; options as in `Options`.
 
+    A transformer that docs/models.md does not list needs its token grid: `grid`, a Grid (with the text tokens before
+    and after) or a function (config, bound arguments of forward) -> Grid; `layers`, a regex of module paths, says which
+    attention is meant. Both also override what is known of a listed one.
+
     Enable after fusing projections; `.to()`, offloading, adapters and compiling may come before or after. A processor
     of unknown form is left alone, and `summary` lists it. Enabling again replaces the plan, with a warning.
 
@@ -48,8 +53,8 @@ def enable(
         of range; FileNotFoundError for a plan that is not there. Nothing was changed then.
     """
     options = Options(dense_steps, dense_layers, min_tokens, backend, strict)
-    targets = _targets(pipe)
-    made = _derive(targets, spec, options)
+    targets = find_targets(pipe, grid, layers)
+    made = derive(targets, parse_spec(spec), options)
     if any(target.enabled for target in targets):
         warnings.warn("sparse attention was enabled here already; the new plan replaces the old one", stacklevel=2)
     _switch_on(pipe, targets, made)
@@ -60,7 +65,7 @@ def disable(pipe: Any) -> None:
 
     Raises: ValueError for a model without known layers.
     """
-    targets = _targets(pipe)
+    targets = find_targets(pipe)
     if not any(target.enabled for target in targets):
         warnings.warn("sparse attention is not enabled here: nothing to disable", stacklevel=2)
     _switch_off(pipe, targets)
@@ -71,6 +76,8 @@ def sparse(
     pipe: PipeT,
     spec: Spec,
     *,
+    grid: Grid | GridRule | None = None,
+    layers: str | None = None,
     dense_steps: Guard = None,
     dense_layers: str | None = None,
     min_tokens: int | None = None,
@@ -82,8 +89,8 @@ def sparse(
     Raises: as `enable`.
     """
     options = Options(dense_steps, dense_layers, min_tokens, backend, strict)
-    targets = _targets(pipe)
-    made = _derive(targets, spec, options)
+    targets = find_targets(pipe, grid, layers)
+    made = derive(targets, parse_spec(spec), options)
     before = [target.processors() for target in targets]
     was_enabled = any(target.enabled for target in targets)
     _switch_on(pipe, targets, made)
@@ -102,6 +109,8 @@ def processors(
     transformer: nn.Module,
     spec: Spec,
     *,
+    grid: Grid | GridRule | None = None,
+    layers: str | None = None,
     dense_steps: Guard = None,
     dense_layers: str | None = None,
     min_tokens: int | None = None,
@@ -122,8 +131,8 @@ def processors(
             f"processors() takes one transformer, got {type(transformer).__name__}; pass pipe.transformer, or use "
             "enable(pipe, ...) or attach(pipe)"
         )
-    targets = _targets(transformer)
-    (target,), (made,) = targets, _derive(targets, spec, options)
+    targets = find_targets(transformer, grid, layers)
+    (target,), (made,) = targets, derive(targets, parse_spec(spec), options)
     install_hooks(target.transformer, target.model)
     found = getattr(target.transformer, "attn_processors", None) or {
         f"{name}.processor": module.processor
@@ -138,7 +147,7 @@ def attach(pipe: PipeT) -> PipeT:
 
     Raises: ValueError for a pipeline without known layers.
     """
-    targets = _targets(pipe)
+    targets = find_targets(pipe)
     link = _link(pipe)
     for target in targets:
         link.add(install_hooks(target.transformer, target.model))
@@ -152,7 +161,7 @@ def summary(pipe: Any) -> Summary:
     Raises: ValueError where nothing is enabled, or for a model without known layers.
     """
     parts: list[tuple[str, Summary]] = []
-    for target in _targets(pipe):
+    for target in find_targets(pipe):
         hook = find_hook(target.transformer)
         unknown = tuple(
             f"{name} ({type(processor).__name__})"
@@ -190,6 +199,8 @@ class PipelineLink:
         self,
         spec: Spec,
         *,
+        grid: Grid | GridRule | None = None,
+        layers: str | None = None,
         dense_steps: Guard = None,
         dense_layers: str | None = None,
         min_tokens: int | None = None,
@@ -198,8 +209,8 @@ class PipelineLink:
     ) -> None:
         """Enable a plan on the pipeline, in place of an earlier one; raises as `enable`."""
         options = Options(dense_steps, dense_layers, min_tokens, backend, strict)
-        targets = _targets(self.pipe())
-        _switch_on(self.pipe(), targets, _derive(targets, spec, options))
+        targets = find_targets(self.pipe(), grid, layers)
+        _switch_on(self.pipe(), targets, derive(targets, parse_spec(spec), options))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"pipe": self.pipe(), "hooks": self.hooks}
@@ -210,66 +221,7 @@ class PipelineLink:
             hook.pipe = self.pipe
 
 
-@dataclass(frozen=True)
-class _Target:
-    """Name one transformer, what we know of it, and its self-attention modules."""
-
-    name: str
-    transformer: nn.Module
-    model: Model
-    layers: tuple[str, ...]
-
-    def processors(self) -> dict[str, Any]:
-        return {name: attention_module(self.transformer, name).processor for name in self.layers}
-
-    def count(self) -> int:
-        return sum(isinstance(processor, SparseProcessor) for processor in self.processors().values())
-
-    @property
-    def enabled(self) -> bool:
-        return self.count() > 0
-
-    def put_back(self, earlier: Mapping[str, Any]) -> None:
-        """Exchange our processors for earlier ones, with diffusers' settings of the meantime; leave others' alone."""
-        for name, processor in self.processors().items():
-            if isinstance(processor, SparseProcessor):
-                compat.carry_settings(processor, earlier[name])
-                attention_module(self.transformer, name).processor = earlier[name]
-
-
-def _targets(pipe: Any) -> list[_Target]:
-    one = compat.unwrapped(pipe)
-    if not isinstance(one, nn.Module) and not hasattr(one, "components"):
-        raise ValueError(f"pipe must be a diffusers pipeline or a transformer, got {type(pipe).__name__}")
-    modules = [("transformer", one)] if isinstance(one, nn.Module) else list(compat.modules_of(one))
-    known = [(name, module, model) for name, module in modules if (model := model_of(module)) is not None]
-    targets = [_Target(name, module, model, layer_names(module, model)) for name, module, model in known]
-    targets = [target for target in targets if target.layers]
-    if not targets:
-        raise unknown_model([type(module).__name__ for _, module in modules])
-    return targets
-
-
-def _derive(targets: list[_Target], spec: Spec, options: Options) -> list[dict[str, SparseProcessor]]:
-    """Return the sparse processors of each target by module path; changes nothing."""
-    plan, made = parse_spec(spec), []
-    for target in targets:
-        class_name, heads = (
-            type(target.transformer).__name__,
-            attention_module(target.transformer, target.layers[0]).heads,
-        )
-        plan.check(class_name, len(target.layers), heads)
-        found = target.processors()
-        refusals = {name: refusal(processor) for name, processor in found.items()}
-        if None not in refusals.values():
-            raise ValueError(f"no layer of {class_name} can be made sparse: {next(iter(refusals.values()))}")
-        schedule = Schedule(plan, transformer=target.name, layer_names=target.layers, heads=heads, options=options)
-        layers = [Layer(name, index, schedule, dense_call(found[name])) for index, name in enumerate(target.layers)]
-        made.append({one.name: sparse_processor(found[one.name], one) for one in layers if refusals[one.name] is None})
-    return made
-
-
-def _switch_on(pipe: Any, targets: list[_Target], made: list[dict[str, SparseProcessor]]) -> None:
+def _switch_on(pipe: Any, targets: list[Target], made: list[dict[str, SparseProcessor]]) -> None:
     for target, of_target in zip(targets, made, strict=True):
         for name, processor in of_target.items():
             attention_module(target.transformer, name).processor = processor
@@ -279,7 +231,7 @@ def _switch_on(pipe: Any, targets: list[_Target], made: list[dict[str, SparsePro
             _link(pipe).add(hook)
 
 
-def _switch_off(pipe: Any, targets: list[_Target]) -> None:
+def _switch_off(pipe: Any, targets: list[Target]) -> None:
     for target in targets:
         target.put_back({name: stock(processor) for name, processor in target.processors().items()})
         remove_hooks(target.transformer)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from dit_sparse.pipelines import compat
-from dit_sparse.pipelines.models import model_of, unknown_model
+from dit_sparse.pipelines.model_table import model_of, no_known_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # a job's fields as diffusers' pipelines call them
@@ -120,7 +120,7 @@ def known_transformers(pipe: Any) -> dict[str, torch.nn.Module]:
     modules = dict(compat.modules_of(pipe))
     known = {name: module for name, module in modules.items() if model_of(module) is not None}
     if not known:
-        raise unknown_model([type(module).__name__ for module in modules.values()])
+        raise no_known_model([type(module).__name__ for module in modules.values()])
     return known
 
 

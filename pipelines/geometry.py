@@ -10,7 +10,8 @@ import torch
 
 from dit_sparse.grid import Grid
 from dit_sparse.pipelines.generate import default_device, known_transformers
-from dit_sparse.pipelines.models import MODELS, attention_module, layer_names, model_of, unknown_model
+from dit_sparse.pipelines.model_table import MODELS, model_of, no_known_model
+from dit_sparse.pipelines.models import attention_module, heads_of, layer_names
 
 TEMPORAL = ("scale_factor_temporal", "temporal_compression_ratio")
 WAN_SIZE = (81, 480, 832)  # frames, height, width
@@ -84,7 +85,7 @@ def read_configs(model: str) -> tuple[dict[str, torch.nn.Module], Mapping[str, A
                 cls = getattr(diffusers, class_name)
                 known[name] = cls.from_config(cls.load_config(model, subfolder=name))
         if not known:
-            raise unknown_model(sorted(parts.values()))
+            raise no_known_model(sorted(parts.values()))
         vae_class = vae_class or getattr(diffusers, parts.get("vae", ""), None)
         if vae_class is None:
             return known, {}
@@ -127,7 +128,7 @@ def _shape(name: str, module: torch.nn.Module) -> Shape:
     model = model_of(module)
     assert model is not None
     layers = [attention_module(module, path) for path in layer_names(module, model)]
-    heads = layers[0].heads if layers else 0
+    heads = heads_of(layers[0]) if layers else 0
     inner = layers[0].to_q.out_features if layers else 0
     parameters = sum(parameter.numel() for parameter in module.parameters())
     return Shape(name, type(module).__name__, len(layers), heads, inner // max(heads, 1), parameters)

@@ -1,4 +1,4 @@
-"""The models we know: where their self-attention is, and which grid their tokens form. One line each."""
+"""What there is to know of a transformer class, and its self-attention layers; the classes are in model_table.py."""
 
 from __future__ import annotations
 
@@ -10,67 +10,85 @@ from typing import Any, Literal
 from torch import nn
 
 from dit_sparse.grid import Grid
+from dit_sparse.pipelines.processors import refusal
+
+GridRule = Callable[[Any, Mapping[str, Any]], Grid]
+HEADS = ("heads", "num_heads", "n_heads", "num_attention_heads")  # what attention modules call it
 
 
 @dataclass(frozen=True)
 class Model:
     """Describe one transformer class.
 
-    layers: regex (fullmatch) of the module paths of its self-attention over video tokens; nothing else is touched.
-    grid: (config, the bound arguments of `forward`) -> Grid; reads shapes and Python numbers only.
-    text: where the text tokens are: "cross" in attention of its own, "prefix" or "suffix" in the same sequence.
+    layers: regex (fullmatch) of the module paths of its self-attention over image or video tokens; nothing else is
+        touched.
+    grid: (config, the bound arguments of `forward`) -> Grid; reads shapes, Python numbers, and the values of the
+        tensors that `values` names.
+    text: where tokens stand that are in the self-attention beyond those of `grid`: "prefix" or "suffix"; "cross"
+        where there are none.
     cfg: how guidance calls the model: "two forwards" (cond, uncond), "doubled batch" ([uncond, cond]), or "one".
+    usual: the size that users generate, in words, and the grid that it gives, text left out.
+    masks: arguments of `forward` that alone decide which text tokens are padding; a mask made of anything else
+        is unknown, and runs dense.
+    outer_mask: argument of the processor from which it builds a mask of all queries by all keys.
+    values: arguments of `forward` whose values tell the grid; they are read once for each tensor.
+    dense: what stays dense although it attends over these tokens, and why.
     """
 
     layers: str
-    grid: Callable[[Any, Mapping[str, Any]], Grid]
+    grid: GridRule
     text: Literal["cross", "prefix", "suffix"]
     cfg: Literal["two forwards", "doubled batch", "one"]
+    usual: tuple[str, Grid]
+    masks: tuple[str, ...] = ()
+    outer_mask: str | None = None
+    values: tuple[str, ...] = ()
+    dense: str = ""
 
 
-def model_of(transformer: nn.Module) -> Model | None:
-    """Return what we know of a transformer, found by its class name or that of a base class; None if nothing."""
-    known = (MODELS[cls.__name__] for cls in type(transformer).__mro__ if cls.__name__ in MODELS)
-    return next(known, None)
+@dataclass(frozen=True)
+class GivenGrid:
+    """Be the grid rule of a user who gave a Grid: the same for every forward."""
+
+    grid: Grid
+
+    def __call__(self, config: Any, arguments: Mapping[str, Any]) -> Grid:
+        return self.grid
+
+
+def unknown_model_of(grid: Grid | GridRule, layers: str | None) -> Model:
+    """Describe a transformer that the table lacks by what its user knows of it.
+
+    Every module with a processor from which ours can be derived is a layer, unless `layers` (a regex of module paths)
+    says which; a call whose tokens are not the grid's runs dense.
+    """
+    rule = GivenGrid(grid) if isinstance(grid, Grid) else grid
+    return Model(layers or ".*", rule, "cross", "two forwards", ("given", Grid(1, 1, 1)))
 
 
 def layer_names(transformer: nn.Module, model: Model) -> tuple[str, ...]:
     """Return the module paths of the self-attention layers, in the order in which a plan counts them."""
+    derivable_only = model.layers == ".*"
     return tuple(
         name
         for name, module in transformer.named_modules()
-        if re.fullmatch(model.layers, name) and hasattr(module, "processor")
+        if re.fullmatch(model.layers, name)
+        and getattr(module, "processor", None) is not None
+        and not (derivable_only and refusal(module.processor))
     )
 
 
 def attention_module(transformer: nn.Module, name: str) -> Any:
-    """Return an attention module of a transformer; what we use of it is `processor` and `heads`."""
+    """Return an attention module of a transformer; what we use of it is `processor` and the number of heads."""
     return transformer.get_submodule(name)
 
 
-def unknown_model(class_names: list[str]) -> ValueError:
-    """Build the error for a pipeline or model without known layers."""
-    found = ", ".join(class_names) or "nothing"
-    return ValueError(
-        f"model without known layers: found {found}; known transformers are {', '.join(MODELS)}. "
-        "A further model is one line in pipelines/models.py"
-    )
+def heads_of(attention: nn.Module) -> int:
+    """Return the query heads of an attention module.
 
-
-def _wan_grid(config: Any, arguments: Mapping[str, Any]) -> Grid:
-    frames, height, width = arguments["hidden_states"].shape[2:]  # [B, C, T, H, W]
-    patch_frames, patch_height, patch_width = config.patch_size
-    return Grid(frames // patch_frames, height // patch_height, width // patch_width)
-
-
-def _cogvideox_grid(config: Any, arguments: Mapping[str, Any]) -> Grid:
-    _, frames, _, height, width = arguments["hidden_states"].shape  # [B, T, C, H, W]
-    patch, patch_frames = config.patch_size, config.patch_size_t or 1  # 1.0 has no patch over frames
-    text_tokens = arguments["encoder_hidden_states"].shape[1]
-    return Grid(frames // patch_frames, height // patch, width // patch, prefix=text_tokens)
-
-
-MODELS: dict[str, Model] = {
-    "WanTransformer3DModel": Model(r"blocks\.\d+\.attn1", _wan_grid, "cross", "two forwards"),
-    "CogVideoXTransformer3DModel": Model(r"transformer_blocks\.\d+\.attn1", _cogvideox_grid, "prefix", "doubled batch"),
-}
+    Raises: ValueError where no attribute tells.
+    """
+    for name in HEADS:
+        if isinstance(heads := getattr(attention, name, None), int):
+            return heads
+    raise ValueError(f"{type(attention).__name__} has none of {', '.join(HEADS)}: its number of heads is unknown")

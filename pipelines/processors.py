@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 import types
 from typing import TYPE_CHECKING, Any
@@ -17,24 +18,32 @@ from dit_sparse.pipelines import compat
 if TYPE_CHECKING:
     from dit_sparse.attention import DenseCall, Layer
 
-OURS = ("sparse_layer", "stock_processor")  # the attributes that we add to a processor's own
+OURS = ("sparse_layer", "stock_processor", "outer_mask")  # the attributes that we add to a processor's own
 
 
 class SparseProcessor:
-    """Mark the derived processors. `stock_processor` is the very object to put back."""
+    """Mark the derived processors. `stock_processor` is the very object to put back.
+
+    outer_mask: the argument from which the processor builds a mask of all queries by all keys, or None.
+    """
 
     sparse_layer: Layer
     stock_processor: Any
+    outer_mask: str | None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # the derived class is made at run time: store its base, and build it again where the copy is
-        return _empty, (type(self.stock_processor),), vars(self)
+        return _empty, (type(self.stock_processor), self.outer_mask), vars(self)
 
 
 class _Running(threading.local):
-    """Hold which layer's processor runs on this thread: the attention call inside it does not say so."""
+    """Hold which layer's processor runs on this thread: the attention call inside it does not say so.
+
+    key_mask: [B, T], what the processor got where it builds an outer mask from it.
+    """
 
     layer: Layer | None = None
+    key_mask: Tensor | None = None
 
 
 _RUNNING = _Running()
@@ -52,8 +61,10 @@ def refusal(processor: object) -> str | None:
     return None
 
 
-def dense_call(processor: object) -> DenseCall:
+def dense_call(processor: object, outer_mask: str | None = None) -> DenseCall:
     """Return the stock attention call of a processor in the form that `Layer.dense` has; importable by name."""
+    if outer_mask is not None:
+        return dense_outer_dispatch
     replaced = _replacements(type(stock(processor)).__call__)
     return dense_dispatch if _dispatch in replaced.values() else attention.dense_attention
 
@@ -63,11 +74,11 @@ def stock(processor: Any) -> Any:
     return processor.stock_processor if isinstance(processor, SparseProcessor) else processor
 
 
-def sparse_processor(processor: Any, layer: Layer) -> SparseProcessor:
+def sparse_processor(processor: Any, layer: Layer, outer_mask: str | None = None) -> SparseProcessor:
     """Return a sparse copy of a processor for one layer; the processor itself, perhaps shared, is left as it is."""
     state = {name: value for name, value in vars(processor).items() if name not in OURS}
-    made = _empty(type(stock(processor)))
-    vars(made).update(state, sparse_layer=layer, stock_processor=stock(processor))
+    made = _empty(type(stock(processor)), outer_mask)
+    vars(made).update(state, sparse_layer=layer, stock_processor=stock(processor), outer_mask=outer_mask)
     return made
 
 
@@ -89,6 +100,27 @@ def dense_dispatch(
     return out
 
 
+def dense_outer_dispatch(
+    q: Tensor,  # [B, S, H, D]
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None,  # [B, T]: real tokens among the last T
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    backend: str | None,
+) -> Tensor:
+    """Run the dispatcher with the mask that the stock processor builds: real queries by real keys."""
+    mask = None if attn_mask is None else _outer(attn_mask, q.shape[1])
+    return dense_dispatch(q, k, v, mask, dropout_p, is_causal, scale, enable_gqa, backend)
+
+
+def _outer(key_mask: Tensor, tokens: int) -> Tensor:
+    real = F.pad(key_mask, (tokens - key_mask.shape[1], 0), value=True).bool()
+    return real[:, None, :, None] & real[:, None, None, :]
+
+
 def _dispatch(
     query: Tensor,  # [B, S, H, D]
     key: Tensor,
@@ -104,7 +136,7 @@ def _dispatch(
     parallel_config: Any = None,
 ) -> Tensor:
     """Stand in for `dispatch_attention_fn` inside a derived processor."""
-    layer = _RUNNING.layer
+    layer, key_mask = _RUNNING.layer, _RUNNING.key_mask
     reason = _stock_reason(query, key, value, attn_mask)
     if parallel_config is not None:
         reason = "context parallel"
@@ -112,12 +144,14 @@ def _dispatch(
         reason = f"attention_kwargs {', '.join(attention_kwargs)}"
     if layer is None or reason is not None:
         _note(layer, reason)
+        attn_mask = attn_mask if key_mask is None else _outer(key_mask, key.shape[1])
         out: Tensor = compat.dispatch_attention_fn(
             query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, attention_kwargs,
             backend=backend, parallel_config=parallel_config,
         )  # fmt: skip
         return out
     name = None if backend is None else str(getattr(backend, "value", backend))
+    attn_mask = attn_mask if key_mask is None else key_mask
     return attention.attend(layer, query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, backend=name)
 
 
@@ -160,7 +194,7 @@ def _note(layer: Layer | None, reason: str | None) -> None:
 
 
 @functools.cache
-def _derived(cls: type) -> type[SparseProcessor]:
+def _derived(cls: type, outer_mask: str | None) -> type[SparseProcessor]:
     """Return the sparse class of a processor class; one per class, so that all layers share compiled graphs."""
     stock_call: Any = cls.__call__
     scope = {**stock_call.__globals__, **_replacements(stock_call)}
@@ -171,13 +205,24 @@ def _derived(cls: type) -> type[SparseProcessor]:
     )
     call.__kwdefaults__ = stock_call.__kwdefaults__
 
+    place = None if outer_mask is None else list(inspect.signature(stock_call).parameters).index(outer_mask) - 1
+
     def sparse_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        outer = _RUNNING.layer
-        _RUNNING.layer = self.sparse_layer
+        before = _RUNNING.layer, _RUNNING.key_mask
+        _RUNNING.layer, _RUNNING.key_mask = self.sparse_layer, None
+        if place is not None and outer_mask is not None:
+            given = args[place] if place < len(args) else kwargs.get(outer_mask)
+            if isinstance(given, Tensor):
+                # what the processor builds from the mask's shape alone costs nothing; the call gets the mask itself
+                _RUNNING.key_mask, shape_only = given, given.to("meta")
+                if place < len(args):
+                    args = (*args[:place], shape_only, *args[place + 1 :])
+                else:
+                    kwargs = {**kwargs, outer_mask: shape_only}
         try:
             return call(self, *args, **kwargs)
         finally:
-            _RUNNING.layer = outer
+            _RUNNING.layer, _RUNNING.key_mask = before
 
     # attention modules drop the arguments that inspect.signature(processor.__call__) does not show
     functools.update_wrapper(sparse_call, stock_call)
@@ -207,5 +252,5 @@ def _names(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
-def _empty(cls: type) -> SparseProcessor:
-    return object.__new__(_derived(cls))
+def _empty(cls: type, outer_mask: str | None) -> SparseProcessor:
+    return object.__new__(_derived(cls, outer_mask))

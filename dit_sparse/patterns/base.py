@@ -30,6 +30,10 @@ class Selection:
     kept_pairs: Tensor
     visited_pairs: Tensor
 
+    def video_queries(self, layout: Layout) -> BlockIndices:
+        """Return the indices of a call whose queries are the video tokens alone: their blocks come first."""
+        return self.indices.first_queries(layout.video_blocks)
+
 
 @dataclass
 class PatternState:

@@ -47,7 +47,8 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Told]:
     start_forward = Schedule.start_forward
 
     def record(self: Schedule, grid: Grid | None, **where: Any) -> None:
-        calls.append(Told(self.transformer, grid, **where))
+        position = {name: where[name] for name in ("step", "total_steps", "branch", "run", "reason")}
+        calls.append(Told(self.transformer, grid, **position))
         start_forward(self, grid, **where)
 
     monkeypatch.setattr(Schedule, "start_forward", record)

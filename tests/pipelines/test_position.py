@@ -39,7 +39,7 @@ def test_cogvideox_is_one_doubled_forward_a_step(told: list[Told]) -> None:
     enable(pipe, TopBlocks(keep=0.5))
     generate(pipe, steps=3)
     assert positions(told) == [(step, 3, "cond_uncond") for step in range(3)]
-    assert {one.grid for one in told} == {Grid(4, 8, 8, prefix=TEXT_TOKENS)}
+    assert {one.grid for one in told} == {Grid(4, 8, 8)}
     assert runs(told) == 1
 
 
@@ -47,7 +47,7 @@ def test_cogvideox_1_5_patches_frames(told: list[Told]) -> None:
     pipe = cogvideox(patch_size_t=2)
     enable(pipe, TopBlocks(keep=0.5), min_tokens=0)
     generate(pipe, steps=1, num_frames=17)  # 5 latent frames, padded to 6
-    assert [one.grid for one in told] == [Grid(3, 8, 8, prefix=TEXT_TOKENS)]
+    assert [one.grid for one in told] == [Grid(3, 8, 8)]
 
 
 def test_wan_2_2_has_two_experts_in_one_run(told: list[Told]) -> None:

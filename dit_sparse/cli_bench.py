@@ -1,0 +1,100 @@
+"""The commands `dit-sparse bench ...`: they measure, after checking what they measure."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dit_sparse.cli_options import PROMPT, Backend, Device, Dtype, Frames, Height, Model, PlanSpecs, Quiet, Steps, Width
+
+
+def bench_kernels(
+    variants: Annotated[bool, typer.Option(help="Also time the launch configurations one by one.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write everything found to this JSON file.")] = None,
+) -> None:
+    """Time block-sparse kernels beside dense ones, after checking them. Needs a GPU."""
+    from dit_sparse.kernels.bench import main as run
+
+    words = ["--variants"] if variants else []
+    code = run(words if out is None else [*words, "--json", str(out)])
+    if code:
+        raise typer.Exit(code)
+
+
+def bench_model(
+    plan: PlanSpecs = ["balanced", "topblocks:keep=0.2", "radial:kind=block", "neighborhood:window=0.3"],  # noqa: B006
+    model: Model = "bundled",
+    prompt: Annotated[str, typer.Option(help="What to generate.")] = PROMPT,
+    seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
+    steps: Steps = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = "auto",
+    attention_steps: Annotated[int | None, typer.Option(help="Steps of the separate attention timing.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the report as JSON to this file.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Time a model dense against plans at a size: seconds, attention seconds, PSNR. Writes no video."""
+    from dit_sparse.options import Options
+    from dit_sparse.search.compare import measure_plans
+    from dit_sparse.search.console import progress_on_stderr, stdout, table
+    from dit_sparse.search.report import HEADINGS, table_rows, to_json
+    from dit_sparse.search.request import Job, Request, default_device
+    from dit_sparse.search.staging import check_writable, write_text
+
+    if out is not None:
+        check_writable(out.parent)
+    request = Request(
+        job=Job(prompt, seed, steps, frames, height, width),
+        plans=tuple(plan),
+        out=Path("out/compare"),
+        model=model,
+        device=device or default_device(),
+        dtype=dtype,
+        options=Options(backend=backend),
+        attention_steps=attention_steps,
+    )
+    with progress_on_stderr(quiet) as progress:
+        report = measure_plans(request, progress).report
+    stdout().print(table(HEADINGS, table_rows(report)))
+    if out is not None:
+        write_text(out, to_json(report))
+        print(out)
+
+
+def bench_forward(
+    architecture: Annotated[
+        list[str] | None, typer.Option("--architecture", "-a", help="One of the table. Repeatable. (default: all)")
+    ] = None,
+    density: Annotated[float, typer.Option(help="Computed density that the patterns are fitted to.")] = 0.25,
+    plan: Annotated[list[str] | None, typer.Option("--plan", "-p", help="Patterns instead of the fitted ones.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the rows as JSON to this file.")] = None,
+) -> None:
+    """Time one forward of published architectures with random weights: stock, dense, sparse. Needs a GPU."""
+    from dataclasses import asdict
+
+    from dit_sparse.patterns import pattern_from_text
+    from dit_sparse.pipelines.architectures import ARCHITECTURES
+    from dit_sparse.search.console import stdout, table
+    from dit_sparse.search.environment import environment
+    from dit_sparse.search.forward_bench import HEADINGS, bench_forwards, cells
+    from dit_sparse.search.staging import check_writable, write_text
+
+    if out is not None:
+        check_writable(out.parent)
+    patterns = None if plan is None else [pattern_from_text(one) for one in plan]
+    rows = bench_forwards(
+        architecture or list(ARCHITECTURES), density, lambda line: print(line, file=sys.stderr, flush=True), patterns
+    )
+    stdout().print(table(HEADINGS, cells(rows)))
+    if out is not None:
+        found = {"environment": environment(), "density": density, "rows": [asdict(row) for row in rows]}
+        write_text(out, json.dumps(found, indent=2) + "\n")
+        print(out)

@@ -1,0 +1,206 @@
+"""Run one decided attention call: each group of heads by its pattern, from caches that belong to one run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dit_sparse.grid import Grid
+from dit_sparse.kernels.backends import block_attention, choose
+from dit_sparse.kernels.indices import BlockIndices, from_block_mask, segment_blocks
+from dit_sparse.moment import Call, Moment
+from dit_sparse.order import Layout, TokenOrder
+from dit_sparse.padding import Padding
+from dit_sparse.patterns import Dense, Pattern, PatternState
+from dit_sparse.record import LayerRecord
+
+if TYPE_CHECKING:
+    from dit_sparse.attention import Layer
+
+# Grids whose layouts and static masks are kept: branches may differ in text length, runs in size.
+GRIDS_KEPT = 4
+
+
+class NoBackendError(ValueError):
+    """No backend can run this call."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Hold what one attention call got. q: [B, S, H, D]; k, v: [B, Sk, Hkv, D]; the rest as in `DenseCall`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    scale: float | None
+    enable_gqa: bool
+    backend: str | None
+
+    def heads(self, chosen: Tensor) -> Tensors:
+        """Return the same call for some heads only."""
+        of_kv = chosen // (self.q.shape[2] // self.k.shape[2])
+        q, k, v = self.q[:, :, chosen], self.k[:, :, of_kv], self.v[:, :, of_kv]
+        return Tensors(q, k, v, self.mask, self.scale, False, self.backend)
+
+
+class Execution:
+    """Run decided calls. Owns layouts, static masks and what patterns remember. backend: "auto" or a name."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.backend_used = ""
+        self._shared: dict[Grid, dict[Any, Any]] = {}
+        self._memory: dict[Any, dict[str, Any]] = {}
+
+    def forget_run(self) -> None:
+        """Drop what belongs to a run; what depends on the grid alone stays."""
+        self._memory = {}
+
+    def sparse(self, layer: Layer, given: Tensors, call: Call, moment: Moment, record: LayerRecord) -> Tensor:
+        """Attend head group by head group; returns [B, S, H, D].
+
+        Raises: NoBackendError where "auto" finds none.
+        """
+        q = given.q
+        pairs = 0.0
+        out = None if len(call.groups) == 1 else q.new_empty(*q.shape[:-1], given.v.shape[-1])
+        for pattern, members in call.groups:
+            chosen = self._head_index(members, call.grid, q.device) if len(members) < q.shape[2] else None
+            group = given if chosen is None else given.heads(chosen)
+            group_pairs = call.video_pairs(group.q)
+            if isinstance(pattern, Dense):
+                result = dense(layer, group, call)
+                record.dense_pairs += group_pairs
+            else:
+                result = self._pattern(layer, pattern, members, group, call, moment, record)
+                pairs += group_pairs
+            record.patterns[pattern.name] += 1
+            if out is None:
+                out = result
+            else:
+                out[:, :, chosen] = result
+        assert out is not None
+        if call.padding is not None and call.padding.own_text_rows:
+            out = _with_text_rows(out, layer, given, call.grid)
+        record.sparse_calls += 1
+        record.all_pairs += pairs
+        return out.contiguous()
+
+    def _pattern(
+        self,
+        layer: Layer,
+        pattern: Pattern,
+        members: tuple[int, ...],
+        given: Tensors,
+        call: Call,
+        moment: Moment,
+        record: LayerRecord,
+    ) -> Tensor:
+        grid, q = call.grid, given.q
+        layout = self._layout(pattern.token_order(), grid, q.device)
+        key = (moment.branch, layer.index, call.number, pattern, members, grid, tuple(q.shape), q.dtype, q.device)
+        scale = q.shape[-1] ** -0.5 if given.scale is None else given.scale
+        state = PatternState(layout, scale, moment.step, self._shared_of(grid), self._memory.setdefault(key, {}))
+        q, k, v = layout.to_kernel(q), layout.to_kernel(given.k), layout.to_kernel(given.v)
+        selection = pattern.select(q, k, grid, state)
+        indices = selection.indices if q.shape[1] == grid.tokens else selection.video_queries(layout)
+        try:
+            backend = choose(self.backend, q, k, v, indices).name
+        except ValueError as error:
+            if self.backend != "auto":
+                raise
+            raise NoBackendError(str(error)) from error
+        lengths = None
+        if call.padding is not None:
+            lengths, k, v = call.padding.on_device, call.padding.real_first(k), call.padding.real_first(v)
+        out, lse = block_attention(q, k, v, indices, scale=scale, kv_lengths=lengths, backend=backend)
+        if call.padding is not None and call.padding.bias > -math.inf:
+            out = _with_biased_keys(out, lse, q, k, v, call.padding, indices, scale, backend)
+        self.backend_used = backend
+        record.kept_pairs = record.kept_pairs + selection.kept_pairs
+        record.visited_pairs = record.visited_pairs + selection.visited_pairs
+        return layout.from_kernel(out)
+
+    def _layout(self, order: TokenOrder, grid: Grid, device: torch.device) -> Layout:
+        key, shared = ("layout", order, device), self._shared_of(grid)
+        if key not in shared:
+            shared[key] = order.layout(grid, device)
+        layout: Layout = shared[key]
+        return layout
+
+    def _head_index(self, members: tuple[int, ...], grid: Grid, device: torch.device) -> Tensor:
+        key, shared = ("heads", members, device), self._shared_of(grid)
+        if key not in shared:
+            shared[key] = torch.tensor(members, device=device)
+        index: Tensor = shared[key]
+        return index
+
+    def _shared_of(self, grid: Grid) -> dict[Any, Any]:
+        """Return what all layers share on one grid: layouts, static masks."""
+        if grid not in self._shared:
+            for oldest in list(self._shared)[: max(0, len(self._shared) + 1 - GRIDS_KEPT)]:
+                del self._shared[oldest]
+            self._shared[grid] = {}
+        return self._shared[grid]
+
+
+def dense(layer: Layer, given: Tensors, call: Call) -> Tensor:
+    """Attend to all real keys with the model's own call, which then needs no mask; returns [B, S, H, D].
+
+    A mask that does more than hide keys goes with the call as it came.
+    """
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, padding: Padding | None) -> Tensor:
+        if padding is not None and padding.length is not None:
+            k, v = padding.trimmed(k, padding.length), padding.trimmed(v, padding.length)
+        return layer.dense(q, k, v, None, 0.0, False, given.scale, given.enable_gqa, given.backend)
+
+    q, k, v, padding = given.q, given.k, given.v, call.padding
+    if padding is not None and not padding.hides:
+        return layer.dense(q, k, v, given.mask, 0.0, False, given.scale, given.enable_gqa, given.backend)
+    if padding is None or padding.length is not None:
+        return attend(q, k, v, padding)
+    samples = zip(q.split(1), k.split(1), v.split(1), padding.split(), strict=True)
+    return torch.cat([attend(*sample) for sample in samples])
+
+
+def _with_biased_keys(
+    out: Tensor,  # [B, Sq, H, D] over the real keys, in kernel order
+    lse: Tensor,  # [B, Sq, H]
+    q: Tensor,
+    k: Tensor,  # in kernel order, real text first
+    v: Tensor,
+    padding: Padding,
+    indices: BlockIndices,
+    scale: float,
+    backend: str,
+) -> Tensor:
+    """Add the keys that a mask neither hides nor leaves alone: softmax over both parts, merged by their LSE."""
+    text = padding.grid.video_tokens
+    keys, values = k[:, text:].flip(1), v[:, text:].flip(1)  # the biased ones first
+    start, length = (part.to(q.device) for part in segment_blocks([keys.shape[1]]))
+    every = torch.ones(1, indices.query_blocks, len(start), dtype=torch.bool, device=q.device)
+    head_of = torch.zeros(indices.heads, dtype=torch.int32, device=q.device)
+    listed = from_block_mask(every, head_of, indices.q_start, indices.q_len, start, length)
+    biased = (padding.grid.tokens - padding.on_device).to(torch.int32)
+    more, more_lse = block_attention(q, keys, values, listed, scale=scale, kv_lengths=biased, backend=backend)
+    share = torch.sigmoid(more_lse + padding.bias - lse)[..., None]
+    return (out.float() * (1 - share) + more.float() * share).to(out.dtype)
+
+
+def _with_text_rows(out: Tensor, layer: Layer, given: Tensors, grid: Grid) -> Tensor:
+    """Replace the rows of text queries by the model's own call with their rows of the mask."""
+    assert given.mask is not None
+    out = out.clone()
+    for rows in (slice(grid.prefix), slice(grid.prefix + grid.video_tokens, grid.tokens)):
+        if out[:, rows].numel():
+            mask = given.mask[:, :, rows]
+            out[:, rows] = layer.dense(
+                given.q[:, rows], given.k, given.v, mask, 0.0, False, given.scale, given.enable_gqa, given.backend
+            )
+    return out

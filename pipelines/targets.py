@@ -1,0 +1,122 @@
+"""Which transformers of a pipeline, and which of their attention modules, a plan is for; and their processors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from dit_sparse.attention import Layer
+from dit_sparse.grid import Grid
+from dit_sparse.options import Options
+from dit_sparse.pipelines import compat
+from dit_sparse.pipelines.hooks import find_hook
+from dit_sparse.pipelines.model_table import model_of, no_known_model
+from dit_sparse.pipelines.models import (
+    GivenGrid,
+    GridRule,
+    Model,
+    attention_module,
+    heads_of,
+    layer_names,
+    unknown_model_of,
+)
+from dit_sparse.pipelines.processors import SparseProcessor, dense_call, refusal, sparse_processor
+from dit_sparse.plan import Plan
+from dit_sparse.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Target:
+    """Name one transformer, what we know of it, and its self-attention modules."""
+
+    name: str
+    transformer: nn.Module
+    model: Model
+    layers: tuple[str, ...]
+
+    def processors(self) -> dict[str, Any]:
+        return {name: attention_module(self.transformer, name).processor for name in self.layers}
+
+    def count(self) -> int:
+        return sum(isinstance(processor, SparseProcessor) for processor in self.processors().values())
+
+    @property
+    def enabled(self) -> bool:
+        return self.count() > 0
+
+    def put_back(self, earlier: Mapping[str, Any]) -> None:
+        """Exchange our processors for earlier ones, with diffusers' settings of the meantime; leave others' alone."""
+        for name, processor in self.processors().items():
+            if isinstance(processor, SparseProcessor):
+                compat.carry_settings(processor, earlier[name])
+                attention_module(self.transformer, name).processor = earlier[name]
+
+
+def find_targets(pipe: Any, grid: Grid | GridRule | None = None, layers: str | None = None) -> list[Target]:
+    """Return the transformers of a pipeline, or one transformer, that have layers to make sparse.
+
+    A model is known by what an earlier enable() was told, by the table, or by `grid` and `layers` given here, which
+    count more than both.
+
+    Raises: ValueError where none is known, or none of its modules fits `layers`.
+    """
+    one = compat.unwrapped(pipe)
+    if not isinstance(one, nn.Module) and not hasattr(one, "components"):
+        raise ValueError(f"pipe must be a diffusers pipeline or a transformer, got {type(pipe).__name__}")
+    modules = [("transformer", one)] if isinstance(one, nn.Module) else list(compat.modules_of(one))
+    described = [(name, module, _model(name, module, grid, layers)) for name, module in modules]
+    targets = [
+        Target(name, module, model, layer_names(module, model))
+        for name, module, model in described
+        if model is not None
+    ]
+    targets = [target for target in targets if target.layers]
+    if not targets:
+        if layers is not None:
+            raise ValueError(f"layers must match module paths with an attention processor, got {layers!r}: none does")
+        raise no_known_model([type(module).__name__ for _, module in modules])
+    return targets
+
+
+def derive(targets: list[Target], plan: Plan, options: Options) -> list[dict[str, SparseProcessor]]:
+    """Return the sparse processors of each target by module path; changes nothing.
+
+    Raises: ValueError for a plan that does not fit a target, or a target none of whose processors can be derived.
+    """
+    made = []
+    for target in targets:
+        class_name = type(target.transformer).__name__
+        heads = heads_of(attention_module(target.transformer, target.layers[0]))
+        plan.check(class_name, len(target.layers), heads)
+        found, outer = target.processors(), target.model.outer_mask
+        refusals = {name: refusal(processor) for name, processor in found.items()}
+        if None not in refusals.values():
+            raise ValueError(f"no layer of {class_name} can be made sparse: {next(iter(refusals.values()))}")
+        schedule = Schedule(plan, transformer=target.name, layer_names=target.layers, heads=heads, options=options)
+        made.append(
+            {
+                name: sparse_processor(found[name], Layer(name, index, schedule, dense_call(found[name], outer)), outer)
+                for index, name in enumerate(target.layers)
+                if refusals[name] is None
+            }
+        )
+    return made
+
+
+def _model(name: str, module: nn.Module, grid: Grid | GridRule | None, layers: str | None) -> Model | None:
+    hook = find_hook(module)
+    model = model_of(module) if hook is None else hook.model
+    if grid is None:
+        return model if model is None or layers is None else replace(model, layers=layers)
+    if not name.startswith("transformer"):
+        return model  # a text encoder has attention processors too, but no grid
+    if model is None:
+        return unknown_model_of(grid, layers)
+    return replace(
+        model,
+        grid=GivenGrid(grid) if isinstance(grid, Grid) else grid,
+        layers=model.layers if layers is None else layers,
+    )
