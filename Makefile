@@ -1,5 +1,7 @@
 # make demo    one prompt on the bundled model, dense against sparse: videos and a table in out/demo
 # make test    lint, types and tests
+# make oldest  the tests of models and pipelines with the oldest diffusers that pyproject.toml allows
+# make docs    write docs/models.md anew
 # make format  let ruff lay out the code
 # Each makes its own virtual environment in .venv; a second run installs nothing.
 
@@ -7,6 +9,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 # An open range would bring the newest build with gigabytes of CUDA packages to a machine that has no GPU.
 TORCH  ?= $(if $(shell command -v nvidia-smi 2>/dev/null),torch,torch==2.13.0)
+OLDEST ?= 0.41.0
 PROMPT ?= a striped red circle bouncing on a gradient blue and cyan background
 PLANS  ?= balanced radial:kind=block neighborhood:window=0.3
 OUT    ?= out/demo
@@ -14,13 +17,19 @@ OUT    ?= out/demo
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint types format clean
+.PHONY: demo test oldest docs lint types format clean
 
 demo: $(VENV)/.demo
 	$(BIN)/dit-sparse compare --model bundled --prompt "$(PROMPT)" $(foreach plan,$(PLANS),--plan $(plan)) --out $(OUT)
 
 test: lint types
 	$(BIN)/python -m pytest -q --durations=10
+
+oldest: $(VENV)/.oldest-$(OLDEST)
+	$(VENV)/oldest/bin/python -m pytest -q tests/models tests/pipelines
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m tests.models.document
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -49,4 +58,12 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/.torch
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/.torch
 	$(BIN)/python -m pip install -q -e '.[dev,metrics]'
+	@touch $@
+
+# an environment of its own that sees all packages of the first one, except diffusers
+$(VENV)/.oldest-$(OLDEST): $(VENV)/.dev
+	$(BIN)/python -m venv --without-pip --clear $(VENV)/oldest
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$($(VENV)/oldest/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first.pth
+	$(BIN)/python -m pip --python $(VENV)/oldest/bin/python install -q --no-deps --ignore-installed diffusers==$(OLDEST)
 	@touch $@

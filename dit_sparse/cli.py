@@ -130,6 +130,26 @@ def inspect(
         print(f"grid: {axes}, {grid['prefix'] + grid['suffix']} text tokens, {grid['tokens']:,} tokens in all")
 
 
+def models(as_json: AsJson = False) -> None:
+    """List the transformer classes that are known, their usual token grids, and what stays dense in them."""
+    from dit_sparse.pipelines.model_table import MODELS, REFUSED
+    from dit_sparse.search.console import stdout, table
+
+    if as_json:
+        known = {
+            name: {"layers": model.layers, "grid": model.usual[1].shape, "text": model.text, "dense": model.dense}
+            for name, model in MODELS.items()
+        }
+        print(json.dumps({"known": known, "refused": REFUSED}, indent=2))
+        return
+    rows = [
+        (name, model.usual[0], "x".join(map(str, model.usual[1].shape)), f"{model.usual[1].tokens:,}")
+        for name, model in MODELS.items()
+    ]
+    stdout().print(table(("class", "usual size", "grid", "tokens"), rows))
+    stdout().print(table(("nothing to make sparse in", "because"), list(REFUSED.items())))
+
+
 def plans_list() -> None:
     """List presets and patterns with their options."""
     from dit_sparse.search.plans import list_specs
@@ -180,6 +200,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "doctor": doctor,
     "compare": compare,
     "inspect": inspect,
+    "models": models,
     "plans list": plans_list,
     "plans show": plans_show,
     "bench kernels": bench_kernels,

@@ -35,7 +35,8 @@ class Moment:
         grid = self.grid
         if grid is None:
             return self.reason
-        if keys < grid.video_tokens and (queries != keys or self.text != "cross"):
+        other_keys = keys < grid.video_tokens or (self.text == "cross" and keys != grid.tokens)
+        if other_keys and (queries != keys or self.text != "cross"):
             return CROSS
         if keys == grid.video_tokens:
             grid = replace(grid, prefix=0, suffix=0)

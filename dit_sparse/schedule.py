@@ -147,7 +147,13 @@ class Schedule:
         """Return the record of the last run."""
         grid = self.grid or self._moment.grid
         records = tuple(self._records.get(index, LayerRecord(name)) for index, name in enumerate(self.layer_names))
-        return Summary(self.plan.name, str(grid or "unknown"), self._execution.backend_used or self.options.backend, records, unknown)
+        return Summary(
+            self.plan.name,
+            str(grid or "unknown"),
+            self._execution.backend_used or self.options.backend,
+            records,
+            unknown,
+        )
 
     def _decide(self, layer: Layer, q: Tensor, k: Tensor, attn_mask: Tensor | None, is_causal: bool) -> Call | str:
         """Return what this call computes, or the reason to run the model's own call."""

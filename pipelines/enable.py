@@ -16,8 +16,8 @@ from dit_sparse.grid import Grid
 from dit_sparse.options import Guard, Options
 from dit_sparse.patterns import Pattern
 from dit_sparse.pipelines.hooks import ForwardHook, find_hook, install_hooks, remove_hooks
-from dit_sparse.pipelines.models import GridRule, attention_module
-from dit_sparse.pipelines.processors import SparseProcessor, stock
+from dit_sparse.pipelines.models import GridRule
+from dit_sparse.pipelines.processors import SparseProcessor
 from dit_sparse.pipelines.targets import Target, derive, find_targets
 from dit_sparse.plan import Plan
 from dit_sparse.record import Summary
@@ -44,7 +44,8 @@ def enable(
 
     A transformer that docs/models.md does not list needs its token grid: `grid`, a Grid (with the text tokens before
     and after) or a function (config, bound arguments of forward) -> Grid; `layers`, a regex of module paths, says which
-    attention is meant. Both also override what is known of a listed one.
+    attention is meant: give it where cross-attention may have as many keys as the grid has tokens. Both also override
+    what is known of a listed one.
 
     Enable after fusing projections; `.to()`, offloading, adapters and compiling may come before or after. A processor
     of unknown form is left alone, and `summary` lists it. Enabling again replaces the plan, with a warning.
@@ -91,18 +92,17 @@ def sparse(
     options = Options(dense_steps, dense_layers, min_tokens, backend, strict)
     targets = find_targets(pipe, grid, layers)
     made = derive(targets, parse_spec(spec), options)
-    before = [target.processors() for target in targets]
-    was_enabled = any(target.enabled for target in targets)
+    before = [(target.sparse(), target.told_model()) for target in targets]
     _switch_on(pipe, targets, made)
     try:
         yield pipe
     finally:
-        if was_enabled:
-            for target, processors in zip(targets, before, strict=True):
-                target.put_back(processors)
-                install_hooks(target.transformer, target.model).expected = target.count()
-        else:
+        if not any(processors for processors, _ in before):
             _switch_off(pipe, targets)
+        for target, (processors, model) in zip(targets, before, strict=True):
+            if processors and model is not None:
+                target.put_back(processors)
+                install_hooks(target.transformer, model).expected = len(target.sparse())
 
 
 def processors(
@@ -142,12 +142,14 @@ def processors(
     return {**found, **{f"{name}.processor": processor for name, processor in made.items()}}
 
 
-def attach(pipe: PipeT) -> PipeT:
+def attach(pipe: PipeT, *, grid: Grid | GridRule | None = None, layers: str | None = None) -> PipeT:
     """Give this one pipeline the method `set_attn_processor(spec, **options of enable)`, and return the pipeline.
+
+    grid, layers: as in `enable`, for a transformer that docs/models.md does not list.
 
     Raises: ValueError for a pipeline without known layers.
     """
-    targets = find_targets(pipe)
+    targets = find_targets(pipe, grid, layers)
     link = _link(pipe)
     for target in targets:
         link.add(install_hooks(target.transformer, target.model))
@@ -223,17 +225,16 @@ class PipelineLink:
 
 def _switch_on(pipe: Any, targets: list[Target], made: list[dict[str, SparseProcessor]]) -> None:
     for target, of_target in zip(targets, made, strict=True):
-        for name, processor in of_target.items():
-            attention_module(target.transformer, name).processor = processor
+        target.put_in_place(of_target)
         hook = install_hooks(target.transformer, target.model)
-        hook.expected = target.count()
+        hook.expected = len(of_target)
         if not isinstance(pipe, nn.Module):
             _link(pipe).add(hook)
 
 
 def _switch_off(pipe: Any, targets: list[Target]) -> None:
     for target in targets:
-        target.put_back({name: stock(processor) for name, processor in target.processors().items()})
+        target.put_back({})
         remove_hooks(target.transformer)
     if isinstance(link := vars(pipe).get(_LINK), PipelineLink):
         link.hooks.clear()

@@ -11,7 +11,7 @@ import torch
 from dit_sparse.grid import Grid
 from dit_sparse.pipelines.generate import default_device, known_transformers
 from dit_sparse.pipelines.model_table import MODELS, model_of, no_known_model
-from dit_sparse.pipelines.models import attention_module, heads_of, layer_names
+from dit_sparse.pipelines.models import attention_module, head_dim_of, heads_of, layer_names
 
 TEMPORAL = ("scale_factor_temporal", "temporal_compression_ratio")
 WAN_SIZE = (81, 480, 832)  # frames, height, width
@@ -127,11 +127,10 @@ def expected_grid(
 def _shape(name: str, module: torch.nn.Module) -> Shape:
     model = model_of(module)
     assert model is not None
-    layers = [attention_module(module, path) for path in layer_names(module, model)]
-    heads = heads_of(layers[0]) if layers else 0
-    inner = layers[0].to_q.out_features if layers else 0
+    paths = layer_names(module, model)
+    first = attention_module(module, paths[0])
     parameters = sum(parameter.numel() for parameter in module.parameters())
-    return Shape(name, type(module).__name__, len(layers), heads, inner // max(heads, 1), parameters)
+    return Shape(name, type(module).__name__, len(paths), heads_of(first), head_dim_of(first), parameters)
 
 
 def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:

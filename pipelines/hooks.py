@@ -175,7 +175,7 @@ def find_hook(transformer: nn.Module) -> ForwardHook | None:
 
 
 def install_hooks(transformer: nn.Module, model: Model) -> ForwardHook:
-    """Return the transformer's hook; install it and its context receiver where they are missing."""
+    """Return the transformer's hook, told of this model; install it and its context receiver where they are missing."""
     hook = find_hook(transformer)
     if hook is not None:
         hook.model, hook.layers = model, layer_names(transformer, model)

@@ -13,6 +13,8 @@ from dit_sparse.grid import Grid
 from dit_sparse.pipelines.processors import refusal
 
 GridRule = Callable[[Any, Mapping[str, Any]], Grid]
+# What attention modules call the projection of queries, and how many tensors of its size it makes.
+PROJECTIONS = {"to_q": 1, "to_query": 1, "img_qkv_proj": 3, "img_attn_qkv": 3}
 HEADS = ("heads", "num_heads", "n_heads", "num_attention_heads")  # what attention modules call it
 
 
@@ -74,13 +76,24 @@ def layer_names(transformer: nn.Module, model: Model) -> tuple[str, ...]:
         for name, module in transformer.named_modules()
         if re.fullmatch(model.layers, name)
         and getattr(module, "processor", None) is not None
-        and not (derivable_only and refusal(module.processor))
+        and not (derivable_only and (refusal(module.processor) or getattr(module, "is_cross_attention", False)))
     )
 
 
 def attention_module(transformer: nn.Module, name: str) -> Any:
     """Return an attention module of a transformer; what we use of it is `processor` and the number of heads."""
     return transformer.get_submodule(name)
+
+
+def head_dim_of(attention: nn.Module) -> int:
+    """Return the size of a query head, from the projection's outputs.
+
+    Raises: ValueError where no known projection is there.
+    """
+    for name, parts in PROJECTIONS.items():
+        if isinstance(outputs := getattr(getattr(attention, name, None), "out_features", None), int):
+            return outputs // parts // heads_of(attention)
+    raise ValueError(f"{type(attention).__name__} has none of {', '.join(PROJECTIONS)}: its head_dim is unknown")
 
 
 def heads_of(attention: nn.Module) -> int:

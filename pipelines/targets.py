@@ -40,19 +40,42 @@ class Target:
     def processors(self) -> dict[str, Any]:
         return {name: attention_module(self.transformer, name).processor for name in self.layers}
 
-    def count(self) -> int:
-        return sum(isinstance(processor, SparseProcessor) for processor in self.processors().values())
+    def sparse(self) -> dict[str, SparseProcessor]:
+        """Return the sparse processors in place, also those of an earlier plan that meant other layers."""
+        found = ((name, getattr(module, "processor", None)) for name, module in self.transformer.named_modules())
+        return {name: processor for name, processor in found if isinstance(processor, SparseProcessor)}
 
     @property
     def enabled(self) -> bool:
-        return self.count() > 0
+        return bool(self.sparse())
 
-    def put_back(self, earlier: Mapping[str, Any]) -> None:
-        """Exchange our processors for earlier ones, with diffusers' settings of the meantime; leave others' alone."""
-        for name, processor in self.processors().items():
-            if isinstance(processor, SparseProcessor):
-                compat.carry_settings(processor, earlier[name])
-                attention_module(self.transformer, name).processor = earlier[name]
+    def told_model(self) -> Model | None:
+        """Return the model that an earlier plan goes by, or None without one."""
+        hook = find_hook(self.transformer)
+        return None if hook is None else hook.model
+
+    def put_back(self, earlier: Mapping[str, SparseProcessor]) -> None:
+        """Exchange our processors for the stock ones, and these for earlier ones of ours; leave others' alone.
+
+        What diffusers set on a processor in the meantime goes along.
+        """
+        for name, processor in self.sparse().items():
+            self._exchange(name, processor, processor.stock_processor)
+        for name, processor in earlier.items():
+            if (now := attention_module(self.transformer, name).processor) is processor.stock_processor:
+                self._exchange(name, now, processor)
+
+    def put_in_place(self, made: Mapping[str, SparseProcessor]) -> None:
+        """Set a plan's processors; where an earlier plan had some and this one has none, the stock ones come back."""
+        for name, processor in self.sparse().items():
+            if name not in made:
+                self._exchange(name, processor, processor.stock_processor)
+        for name, processor in made.items():
+            attention_module(self.transformer, name).processor = processor
+
+    def _exchange(self, name: str, now: Any, wanted: Any) -> None:
+        compat.carry_settings(now, wanted)
+        attention_module(self.transformer, name).processor = wanted
 
 
 def find_targets(pipe: Any, grid: Grid | GridRule | None = None, layers: str | None = None) -> list[Target]:
@@ -75,7 +98,7 @@ def find_targets(pipe: Any, grid: Grid | GridRule | None = None, layers: str | N
     ]
     targets = [target for target in targets if target.layers]
     if not targets:
-        if layers is not None:
+        if layers is not None and any(model is not None for _, _, model in described):
             raise ValueError(f"layers must match module paths with an attention processor, got {layers!r}: none does")
         raise no_known_model([type(module).__name__ for _, module in modules])
     return targets

@@ -21,7 +21,7 @@ from dit_sparse.patterns.base import static_selection
 from dit_sparse.pipelines.architectures import ARCHITECTURES, Architecture
 from dit_sparse.pipelines.enable import disable, enable, summary
 from dit_sparse.pipelines.hooks import find_hook
-from dit_sparse.pipelines.models import attention_module, heads_of
+from dit_sparse.pipelines.models import attention_module, head_dim_of, heads_of
 from dit_sparse.pipelines.targets import find_targets
 from dit_sparse.plan import Plan
 from dit_sparse.schedule import Schedule
@@ -195,14 +195,17 @@ def _shape(model: nn.Module, inputs: dict[str, Any]) -> tuple[Grid, int, int]:
     """Return the grid, without text, the heads and head_dim of a model's self-attention."""
     (target,) = find_targets(model)
     attention = attention_module(model, target.layers[0])
-    heads = heads_of(attention)
-    return target.model.grid(cast(Any, model).config, inputs), heads, attention.to_q.out_features // heads
+    return target.model.grid(cast(Any, model).config, inputs), heads_of(attention), head_dim_of(attention)
 
 
 def _label(pattern: Pattern) -> str:
-    """Write a pattern as it is given on the command line, defaults left out."""
-    changed = [f for f in dataclasses.fields(pattern) if getattr(pattern, f.name) != f.default]
-    return ":".join([pattern.name, ",".join(f"{f.name}={getattr(pattern, f.name)}" for f in changed)])
+    """Write a pattern as it is given on the command line: its numbers, and what is not the default."""
+    shown = [
+        f"{one.name}={value}"
+        for one in dataclasses.fields(pattern)
+        if (value := getattr(pattern, one.name)) != one.default or isinstance(value, float)
+    ]
+    return f"{pattern.name}:{','.join(shown)}"
 
 
 def _relative(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -223,9 +223,3 @@ def test_the_usual_grid_is_true(case: Case) -> None:
     model = MODELS[case.model]
     grid = model.grid(config, case.arguments(latents))
     assert grid.shape == model.usual[1].shape
-
-
-def test_every_model_of_the_table_has_a_case() -> None:
-    assert {case.model for case in CASES} == set(MODELS)
-    absent = sorted({case.model for case in CASES if not case.exists})
-    print("absent in this diffusers:", ", ".join(absent) or "none")
