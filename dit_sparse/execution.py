@@ -21,8 +21,8 @@ from dit_sparse.record import LayerRecord
 if TYPE_CHECKING:
     from dit_sparse.attention import Layer
 
-# Grids whose layouts and static masks are kept: branches may differ in text length, runs in size.
-GRIDS_KEPT = 4
+# Grids whose layouts and static masks are kept, the last used ones: samples and branches may differ in text length.
+GRIDS_KEPT = 16
 
 
 class NoBackendError(ValueError):
@@ -120,7 +120,8 @@ class Execution:
             lengths, k, v = call.padding.on_device, call.padding.real_first(k), call.padding.real_first(v)
         out, lse = block_attention(q, k, v, indices, scale=scale, kv_lengths=lengths, backend=backend)
         if call.padding is not None and call.padding.bias > -math.inf:
-            out = _with_biased_keys(out, lse, q, k, v, call.padding, indices, scale, backend)
+            blocks = self._text_blocks(grid, q.device)
+            out = _with_biased_keys(out, lse, q, k, v, call.padding, indices, blocks, scale, backend)
         self.backend_used = backend
         record.kept_pairs = record.kept_pairs + selection.kept_pairs
         record.visited_pairs = record.visited_pairs + selection.visited_pairs
@@ -142,11 +143,19 @@ class Execution:
 
     def _shared_of(self, grid: Grid) -> dict[Any, Any]:
         """Return what all layers share on one grid: layouts, static masks."""
-        if grid not in self._shared:
-            for oldest in list(self._shared)[: max(0, len(self._shared) + 1 - GRIDS_KEPT)]:
-                del self._shared[oldest]
-            self._shared[grid] = {}
-        return self._shared[grid]
+        of_grid = self._shared.pop(grid, {})
+        for oldest in list(self._shared)[: max(0, len(self._shared) + 1 - GRIDS_KEPT)]:
+            del self._shared[oldest]
+        self._shared[grid] = of_grid
+        return of_grid
+
+    def _text_blocks(self, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return start and length of the blocks of the text alone."""
+        key, shared = ("text blocks", device), self._shared_of(grid)
+        if key not in shared:
+            shared[key] = tuple(part.to(device) for part in segment_blocks([grid.text_tokens]))
+        start, length = shared[key]
+        return start, length
 
 
 def dense(layer: Layer, given: Tensors, call: Call) -> Tensor:
@@ -177,19 +186,21 @@ def _with_biased_keys(
     v: Tensor,
     padding: Padding,
     indices: BlockIndices,
+    text_blocks: tuple[Tensor, Tensor],
     scale: float,
     backend: str,
 ) -> Tensor:
     """Add the keys that a mask neither hides nor leaves alone: softmax over both parts, merged by their LSE."""
     text = padding.grid.video_tokens
     keys, values = k[:, text:].flip(1), v[:, text:].flip(1)  # the biased ones first
-    start, length = (part.to(q.device) for part in segment_blocks([keys.shape[1]]))
-    every = torch.ones(1, indices.query_blocks, len(start), dtype=torch.bool, device=q.device)
-    head_of = torch.zeros(indices.heads, dtype=torch.int32, device=q.device)
-    listed = from_block_mask(every, head_of, indices.q_start, indices.q_len, start, length)
+    start, length = text_blocks
+    reads_text = indices.block_mask()[:, :, -len(start) :].any(-1, keepdim=True)
+    listed = from_block_mask(
+        reads_text.expand(-1, -1, len(start)), indices.head_of, indices.q_start, indices.q_len, start, length
+    )
     biased = (padding.grid.tokens - padding.on_device).to(torch.int32)
     more, more_lse = block_attention(q, keys, values, listed, scale=scale, kv_lengths=biased, backend=backend)
-    share = torch.sigmoid(more_lse + padding.bias - lse)[..., None]
+    share = torch.sigmoid(more_lse + padding.bias - lse).nan_to_num()[..., None]  # rows without any key stay 0
     return (out.float() * (1 - share) + more.float() * share).to(out.dtype)
 
 

@@ -16,7 +16,6 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn as dispatc
 from torch import Tensor, nn
 
 DISPATCHER = "dispatch_attention_fn"  # the global name by which processors call the dispatcher
-_SETTINGS = ("_attention_backend", "_parallel_config")  # what diffusers sets on a processor after it was made
 _HOOK = "dit_sparse"
 
 
@@ -117,13 +116,6 @@ def modules_of(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(module, nn.Module) and id(module) not in seen:
             seen.add(id(module))
             yield name, module
-
-
-def carry_settings(source: object, target: object) -> None:
-    """Carry what diffusers sets on a processor object (backend choice, context parallel) over to another one."""
-    for name in _SETTINGS:
-        if name in vars(source) and vars(source)[name] is not getattr(target, name, None):
-            setattr(target, name, vars(source)[name])
 
 
 @dataclass(frozen=True)

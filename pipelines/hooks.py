@@ -91,7 +91,8 @@ class ForwardHook:
         """Return what stands for the arguments that make the mask; None where the model table names none."""
         if not self.model.masks:
             return None
-        return self.sources.source(_tensors([arguments.get(name) for name in self.model.masks]))
+        given = [arguments.get(name) for name in self.model.masks]
+        return self.sources.source(_tensors(given)), repr(_without_tensors(given))
 
     def _grid(self, transformer: nn.Module, arguments: Mapping[str, Any]) -> tuple[Grid | None, str | None]:
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in transformer.parameters()):
@@ -178,12 +179,18 @@ def install_hooks(transformer: nn.Module, model: Model) -> ForwardHook:
     """Return the transformer's hook, told of this model; install it and its context receiver where they are missing."""
     hook = find_hook(transformer)
     if hook is not None:
-        hook.model, hook.layers = model, layer_names(transformer, model)
+        placed = (name for name in hook.layers if _is_sparse(transformer, name))  # of another plan, perhaps
+        hook.model, hook.grids = model, {}
+        hook.layers = tuple(dict.fromkeys((*layer_names(transformer, model), *placed)))
     else:
         hook = ForwardHook(model, layer_names(transformer, model))
         transformer.register_forward_pre_hook(hook, with_kwargs=True)
         compat.add_context_receiver(transformer, hook.receiver, _run_ended)
     return hook
+
+
+def _is_sparse(transformer: nn.Module, name: str) -> bool:
+    return isinstance(attention_module(transformer, name).processor, SparseProcessor)
 
 
 def remove_hooks(transformer: nn.Module) -> None:
@@ -209,6 +216,15 @@ def _bound(
 
 def _config(transformer: nn.Module) -> Any:
     return getattr(transformer, "config", None)  # a user's own grid rule may need none
+
+
+def _without_tensors(values: object) -> object:
+    """Return nested lists, tuples and dicts as tuples, with None for each tensor."""
+    if isinstance(values, Mapping):
+        values = list(values.items())
+    if isinstance(values, (list, tuple)):
+        return tuple(map(_without_tensors, values))
+    return None if isinstance(values, Tensor) else values
 
 
 def _tensors(values: object) -> Iterator[Tensor]:

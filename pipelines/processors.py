@@ -82,6 +82,13 @@ def sparse_processor(processor: Any, layer: Layer, outer_mask: str | None = None
     return made
 
 
+def carry_settings(source: object, target: object) -> None:
+    """Carry over what was set on a processor object since it was copied: a backend, an adapter's scale, ..."""
+    for name, value in vars(source).items():
+        if name not in OURS and value is not getattr(target, name, None):
+            setattr(target, name, value)
+
+
 def dense_dispatch(
     q: Tensor,  # [B, S, H, D]
     k: Tensor,
@@ -224,9 +231,13 @@ def _derived(cls: type, outer_mask: str | None) -> type[SparseProcessor]:
         finally:
             _RUNNING.layer, _RUNNING.key_mask = before
 
+    def stock_object(ours: type, *args: Any, **kwargs: Any) -> Any:
+        return cls(*args, **kwargs)
+
     # attention modules drop the arguments that inspect.signature(processor.__call__) does not show
     functools.update_wrapper(sparse_call, stock_call)
-    body = {"__call__": sparse_call, "__module__": __name__, "__doc__": cls.__doc__}
+    # diffusers makes fresh processors by `type(processor)()`: these must be stock ones
+    body = {"__call__": sparse_call, "__new__": stock_object, "__module__": __name__, "__doc__": cls.__doc__}
     return type(f"Sparse{cls.__name__}", (SparseProcessor, cls), body)
 
 

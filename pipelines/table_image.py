@@ -122,7 +122,7 @@ IMAGE_MODELS: dict[str, Model] = {
     ),
     "JoyImageEditPlusTransformer3DModel": Model(
         r"double_blocks\.\d+\.attn", grids_image.joyimage_edit_plus, "suffix", "doubled batch",
-        MEGAPIXEL, ("encoder_hidden_states_mask",),
+        MEGAPIXEL, ("encoder_hidden_states_mask", "shape_list"),
         dense="batches whose images differ in size",
     ),
     "NucleusMoEImageTransformer2DModel": Model(

@@ -23,7 +23,7 @@ from dit_sparse.pipelines.models import (
     layer_names,
     unknown_model_of,
 )
-from dit_sparse.pipelines.processors import SparseProcessor, dense_call, refusal, sparse_processor
+from dit_sparse.pipelines.processors import SparseProcessor, carry_settings, dense_call, refusal, sparse_processor
 from dit_sparse.plan import Plan
 from dit_sparse.schedule import Schedule
 
@@ -74,7 +74,7 @@ class Target:
             attention_module(self.transformer, name).processor = processor
 
     def _exchange(self, name: str, now: Any, wanted: Any) -> None:
-        compat.carry_settings(now, wanted)
+        carry_settings(now, wanted)
         attention_module(self.transformer, name).processor = wanted
 
 
@@ -138,8 +138,7 @@ def _model(name: str, module: nn.Module, grid: Grid | GridRule | None, layers: s
         return model  # a text encoder has attention processors too, but no grid
     if model is None:
         return unknown_model_of(grid, layers)
-    return replace(
-        model,
-        grid=GivenGrid(grid) if isinstance(grid, Grid) else grid,
-        layers=model.layers if layers is None else layers,
-    )
+    model = replace(model, layers=model.layers if layers is None else layers, values=())
+    if isinstance(grid, Grid):  # it says all: what it leaves over is a mistake, not text
+        return replace(model, grid=GivenGrid(grid), text="cross")
+    return replace(model, grid=grid)

@@ -83,7 +83,7 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 @contextlib.contextmanager
 def masked(monkeypatch: pytest.MonkeyPatch, grid: Grid = GRID, calls: Callable[[int], bool] = bool) -> Iterator[None]:
-    """Give stock calls over the grid's tokens PATTERN's mask: those, counted from 1 in a forward, that `calls` picks."""
+    """Give stock calls over the grid's tokens PATTERN's mask: those that `calls` picks, counted from 1."""
     sdpa, count, mask = F.scaled_dot_product_attention, [0], PATTERN.token_mask(grid)
 
     def oracle(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *args: Any, **kwargs: Any) -> Tensor:
@@ -119,7 +119,9 @@ def test_the_grids_calls_are_stock_with_a_mask(unknown: Unknown, monkeypatch: py
     assert apart(out, expected) > 30 * allowed
     found = summary(unknown.model)
     assert (found.grid, found.sparse_calls, found.unknown) == (str(GRID), LAYERS, ())
-    assert found.dense_reasons == {CROSS: LAYERS}
+    # modules that say what they are, as diffusers' own do, are not even touched
+    marked = any(getattr(one, "is_cross_attention", False) for one in unknown.model.modules())
+    assert found.dense_reasons == ({} if marked else {CROSS: LAYERS})
     assert str(GRID) in str(found)
     assert torch.equal(dataclasses.replace(unknown, model=copy.deepcopy(unknown.model)).run(), out)
     disable(unknown.model)
@@ -219,6 +221,19 @@ def test_a_grid_that_does_not_fit_runs_dense(unknown: Unknown, grid: Any, reason
     with sparse(unknown.model, PATTERN, grid=grid, min_tokens=0, strict=True), pytest.raises(StrictError, match="grid"):
         unknown.run()
     assert torch.equal(unknown.run(), expected)
+
+
+# fewer keys than the grid has, more, and as many where the module says that it is cross-attention
+@pytest.mark.parametrize(("text_tokens", "marked"), [(20, False), (300, False), (GRID.tokens, True)])
+def test_cross_attention_is_stock(text_tokens: int, marked: bool) -> None:
+    unknown = own()
+    unknown.arguments["text"] = torch.randn(own_dit.BATCH, text_tokens, own_dit.WIDTH)
+    for block in unknown.model.blocks:
+        block.cross_attention.is_cross_attention = marked
+    enable(unknown.model, PATTERN, grid=GRID, min_tokens=0, strict=True)
+    unknown.run()
+    assert summary(unknown.model).sparse_calls == LAYERS
+    assert summary(unknown.model).dense_reasons == ({} if marked else {CROSS: LAYERS})
 
 
 def test_a_mask_of_unknown_meaning_runs_dense() -> None:
