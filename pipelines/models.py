@@ -34,7 +34,7 @@ class Model:
         is unknown, and runs dense.
     outer_mask: argument of the processor from which it builds a mask of all queries by all keys.
     values: arguments of `forward` whose values tell the grid; they are read once for each tensor.
-    dense: what stays dense although it attends over these tokens, and why.
+    dense: what stays dense although it attends over these tokens, and why; or what else a user should know.
     """
 
     layers: str

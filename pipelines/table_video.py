@@ -31,6 +31,7 @@ VIDEO_MODELS: dict[str, Model] = {
     "WanVACETransformer3DModel": Model(
         r"(vace_)?blocks\.\d+\.attn1", grids_video.patched_video, "cross", "two forwards",
         ("81 frames of 480x832", Grid(21, 30, 52)),
+        dense="nothing; reference images count as frames of the clip, for no argument tells how many there are",
     ),
     "WanAnimateTransformer3DModel": Model(
         r"blocks\.\d+\.attn1", grids_video.reference_frame, "cross", "two forwards",

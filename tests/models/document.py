@@ -35,7 +35,16 @@ text tokens before and after; `layers=` (a regex of module paths) says which att
 tokens along each axis, after patchify. What tells the denoising step: [steps](steps.md).
 """
 PLACES = {"cross": "–", "prefix": "before", "suffix": "after"}
-HEADINGS = ("class", "usual size", "grid, tokens", "sparse", "other tokens", "padded text", "stays dense", "forms")
+HEADINGS = (
+    "class",
+    "usual size",
+    "grid, tokens",
+    "sparse",
+    "other tokens",
+    "padded text",
+    "stays dense, remarks",
+    "forms",
+)
 
 
 def document() -> str:

@@ -23,6 +23,8 @@ def on_gpu(value: Any) -> Any:
         return {name: on_gpu(one) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(on_gpu(one) for one in value)
+    if type(value).__module__.startswith("diffusers"):  # a cache of keys and values
+        vars(value).update(on_gpu(vars(value)))
     return value
 
 
@@ -45,7 +47,8 @@ def test_keep_everything_agrees_with_stock(case: Case) -> None:
     out = run(model, case)
     assert summary(model).sparse_calls > 0
     assert summary(model).to_dict()["backend"] == "triton"
-    assert apart(out, stock) < 5e-3  # fp32, of which tensor cores keep ten bits
+    rounding = apart(out, stock)
+    assert rounding < 5e-3  # fp32, of which tensor cores keep ten bits
     with pytest.warns(UserWarning, match="replaces"):
         enable(model, Neighborhood(window=(1, 0.5, 0.4)), min_tokens=0, strict=True, backend="triton")
-    assert apart(run(model, case), stock) > 2e-2
+    assert apart(run(model, case), stock) > 3 * rounding

@@ -1,4 +1,4 @@
-"""A pipeline whose transformer the table lacks: only the transformer is touched, whatever else has processors."""
+"""What else is around an unknown transformer: a pipeline with other processors, and text in its sequence."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from dit_sparse.pipelines.hooks import find_hook
 from dit_sparse.pipelines.model_table import MODELS
 from dit_sparse.pipelines.processors import SparseProcessor
 from tests.models import own_dit
+from tests.models.cases import CASES
+from tests.models.test_sweep import equal, run
 from tests.pipelines.tiny import generate, wan
 
 GRID = Grid(4, 8, 8)  # of tests.pipelines.tiny.SIZE
@@ -81,3 +83,21 @@ def test_attached_pipelines_take_a_grid(monkeypatch: pytest.MonkeyPatch) -> None
     ours = [name for name, one in pipe.transformer.attn_processors.items() if isinstance(one, SparseProcessor)]
     assert ours == ["blocks.0.attn1.processor", "blocks.1.attn1.processor"]
     disable(pipe)
+
+
+# text in front; text behind
+@pytest.mark.parametrize("name", ["FluxTransformer2DModel", "SD3Transformer2DModel"])
+def test_text_in_the_sequence_is_part_of_the_grid(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(case for case in CASES if case.model == name)
+    model = case.build()
+    with sparse(model, PATTERN, min_tokens=0, strict=True):
+        expected = run(model, case)
+        calls = summary(model).sparse_calls
+    monkeypatch.delitem(MODELS, name)
+    with sparse(model, PATTERN, grid=case.grid, min_tokens=0, strict=True):
+        assert equal(run(model, case), expected)
+        assert (summary(model).grid, summary(model).sparse_calls) == (str(case.grid), calls)
+    with sparse(model, PATTERN, grid=Grid(*case.grid.shape), min_tokens=0):
+        run(model, case)
+        assert summary(model).sparse_calls == 0
+        assert "do not match the grid" in " ".join(summary(model).dense_reasons)
