@@ -36,7 +36,7 @@ class Tensors:
     q: Tensor
     k: Tensor
     v: Tensor
-    mask: Tensor | None
+    mask: Tensor | None  # [B or 1, 1 or H, 1 or S, Sk], or a key mask [B, T]
     scale: float | None
     enable_gqa: bool
     backend: str | None
@@ -45,7 +45,10 @@ class Tensors:
         """Return the same call for some heads only."""
         of_kv = chosen // (self.q.shape[2] // self.k.shape[2])
         q, k, v = self.q[:, :, chosen], self.k[:, :, of_kv], self.v[:, :, of_kv]
-        return Tensors(q, k, v, self.mask, self.scale, False, self.backend)
+        mask = (
+            self.mask[:, :1] if self.mask is not None and self.mask.dim() == 4 else self.mask
+        )  # where it has heads, they are all the same
+        return Tensors(q, k, v, mask, self.scale, False, self.backend)
 
 
 class Execution:

@@ -35,8 +35,11 @@ class Moment:
         grid = self.grid
         if grid is None:
             return self.reason
-        other_keys = keys < grid.video_tokens or (self.text == "cross" and keys != grid.tokens)
-        if other_keys and (queries != keys or self.text != "cross"):
+        if self.text == "cross":
+            other = queries != keys and keys != grid.tokens
+        else:
+            other = keys < grid.tokens and keys != grid.video_tokens
+        if other:
             return CROSS
         if keys == grid.video_tokens:
             grid = replace(grid, prefix=0, suffix=0)

@@ -17,7 +17,9 @@ class Options:
     """Say what stays dense around a plan, and which kernels run.
 
     dense_steps: int = that many first steps, float = that fraction of them, a pair = (first, last).
-    dense_layers: "0, 1, 47-49". min_tokens: below it sparse is slower (default 2,048 on a CPU, 8,192 elsewhere).
+    dense_layers: "0, 1, 47-49". What these two keep dense is the model's own call with its mask, bit for bit; where a
+    mask is dear (HunyuanVideo), a plan with `Dense()` there leaves padded text out instead.
+    min_tokens: below it sparse is slower (default 2,048 on a CPU, 8,192 elsewhere).
     backend: "auto" or a name. strict: raise where a call would fall back to dense for a reason nobody asked for.
 
     Raises: ValueError for a value out of range.

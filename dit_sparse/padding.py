@@ -12,8 +12,9 @@ from torch import Tensor
 
 from dit_sparse.grid import Grid
 
-# An additive mask hides a key with -inf, or with a number that no score survives (models write -10000).
-HIDDEN = -1e4
+# An additive mask hides a key with -inf, or with a number that no score survives: models write -10000, which bfloat16
+# rounds to -9984.
+HIDDEN = -9e3
 ROWS_PER_CHUNK = 1024  # of a mask of all queries by all keys, compared at once
 SOURCES_KEPT = 8  # a run needs one for each branch
 
@@ -76,7 +77,9 @@ class Padding:
 class TensorSources:
     """Tell whether tensors are those of an earlier forward, unchanged: then so is what was made of them.
 
-    Reading values waits for the device, so one reading serves a run. Weak references: nothing is kept alive.
+    Reading values waits for the device, so one reading serves a run. Weak references: nothing is kept alive. A change
+    counts where torch counts it: one through `.data` or numpy is not seen, and tensors made under
+    `torch.inference_mode()` are taken for new ones each time.
     """
 
     def __init__(self) -> None:
@@ -114,12 +117,12 @@ def read_padding(mask: Tensor, grid: Grid, batch: int) -> Padding | str:
     queries = (1, grid.tokens, grid.video_tokens)
     if rows.dim() != 4 or rows.shape[1] != 1 or rows.shape[0] not in (1, batch) or rows.shape[2] not in queries:
         return f"attention mask of shape {tuple(mask.shape)}"
-    if rows.shape[3] > grid.tokens:
+    missing = grid.tokens - rows.shape[3]
+    if missing < 0 or (missing > 0 and rows.dtype != torch.bool):
         return f"attention mask of shape {tuple(mask.shape)}"
     video = slice(grid.prefix, grid.prefix + grid.video_tokens)
     per_query = rows.shape[2] == grid.tokens
     first = rows[:, 0, video.start if per_query else 0]  # the row of a video query
-    missing = grid.tokens - rows.shape[3]
     seen, bias = _seen(first, slice(video.start - missing, video.stop - missing))
     if bias is None:
         return "attention mask with several biases"

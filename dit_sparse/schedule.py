@@ -117,10 +117,8 @@ class Schedule:
     ) -> Tensor:
         """Compute one self-attention call, sparse or with the model's own call. q, k, v: [B, S, H, D]."""
         with contextlib.nullcontext() if self.timer is None else self.timer(layer):
-            call, given = (
-                self._decide(layer, q, k, attn_mask, is_causal),
-                Tensors(q, k, v, attn_mask, scale, enable_gqa, backend),
-            )
+            call = self._decide(layer, q, k, attn_mask, is_causal)
+            given = Tensors(q, k, v, attn_mask, scale, enable_gqa, backend)
             if isinstance(call, Call) and call.dense:
                 if call.padding is not None and call.padding.hides:
                     self._note(layer, q, "plan: dense, without the padded text")
@@ -189,8 +187,8 @@ class Schedule:
         }
         return Call(tuple(groups.items()), grid, padding, number)
 
-    def _padding(self, mask: Tensor, grid: Grid, batch: int) -> Padding | str | None:
-        """Return the padding that a mask means, None where it hides nothing, or why it cannot be honoured."""
+    def _padding(self, mask: Tensor, grid: Grid, batch: int) -> Padding | str:
+        """Return what a mask says of the text, or why it cannot be honoured."""
         source = self._moment.mask_source
         if source is None:
             return "attention mask"

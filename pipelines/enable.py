@@ -43,9 +43,10 @@ def enable(
     """Make the self-attention of a pipeline's transformers, or of one transformer, sparse; options as in `Options`.
 
     A transformer that docs/models.md does not list needs its token grid: `grid`, a Grid, which must count all tokens of
-    the sequence, text before and after it too, or a function (config, bound arguments of forward) -> Grid. `layers`, a
-    regex of module paths, says which attention is meant: give it where cross-attention may have as many keys as the
-    grid has tokens. Both also override what is known of a listed one, whose text a function need not count.
+    the sequence, text before and after it too, or a function (config, bound arguments of forward) -> Grid, importable
+    if the model is to be pickled. `layers`, a regex of module paths, says which attention is meant: give it where
+    cross-attention may have as many keys as the grid has tokens. Both also override what is known of a listed one,
+    whose text a function need not count.
 
     Enable after fusing projections; `.to()`, offloading, adapters and compiling may come before or after. A processor
     of unknown form is left alone, and `summary` lists it. Enabling again replaces the plan, with a warning.

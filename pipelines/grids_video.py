@@ -85,12 +85,12 @@ def counted_video(config: Any, arguments: Mapping[str, Any]) -> Grid:
 def ltx(config: Any, arguments: Mapping[str, Any]) -> Grid:
     """Read the numbers of packed latents, or `video_coords` [B, 3, S] where a pipeline gives them instead."""
     coordinates = arguments.get("video_coords")
-    return counted_video(config, arguments) if coordinates is None else _last_grid(coordinates[0].T)
+    return counted_video(config, arguments) if coordinates is None else _clip_among(coordinates[0].T)
 
 
 def minimax_h3(config: Any, arguments: Mapping[str, Any]) -> Grid:
-    """Read `position_ids` [S, 3]: the video is the last part of the packed sequence."""
-    return _last_grid(arguments["position_ids"])
+    """Read `position_ids` [S, 3]: the video is the longest part of the packed sequence."""
+    return _clip_among(arguments["position_ids"])
 
 
 def cosmos3(config: Any, arguments: Mapping[str, Any]) -> Grid:
@@ -101,8 +101,11 @@ def cosmos3(config: Any, arguments: Mapping[str, Any]) -> Grid:
     return Grid(frames, height, width, prefix=arguments["und_len"], suffix=behind)
 
 
-def _last_grid(coordinates: Tensor) -> Grid:  # [S, 3]: frame, row, column of each token
-    """Return the grid at the end of a packed sequence: equal frames at growing times.
+def _clip_among(coordinates: Tensor) -> Grid:  # [S, 3]: frame, row, column of each token
+    """Return the grid of the clip in a packed sequence: the longest run of equal frames at growing times.
+
+    What stands before it (text, keyframes, audio) is its prefix, what stands behind it (frames of an earlier window, to
+    overlap with or to guide) its suffix; of runs of one length the first is the clip.
 
     Raises: ValueError where the coordinates are no grid.
     """
@@ -110,14 +113,17 @@ def _last_grid(coordinates: Tensor) -> Grid:  # [S, 3]: frame, row, column of ea
     tokens = len(coordinates)
     frame_tokens = _equal_at_the_end(coordinates[:, :1])
     width = _equal_at_the_end(coordinates[:, :2])
+    if frame_tokens % width:
+        raise ValueError(f"the last frame's {frame_tokens} tokens are not rows of {width}")
     frames = coordinates[tokens % frame_tokens :].unflatten(0, (-1, frame_tokens))
     times = frames[:, 0, 0]
     like_the_last = (frames[..., 1:] == frames[-1, :, 1:]).flatten(1).all(1) & (frames[..., 0] == times[:, None]).all(1)
-    like_the_last[:-1] &= times[:-1] < times[1:]
-    count = _trues_at_the_end(like_the_last)
-    if frame_tokens % width:
-        raise ValueError(f"the last frame's {frame_tokens} tokens are not rows of {width}")
-    return Grid(count, frame_tokens // width, width, prefix=tokens - count * frame_tokens)
+    times = times[len(times) - _trues_at_the_end(like_the_last) :].tolist()
+    starts = [0, *(at for at in range(1, len(times)) if times[at] <= times[at - 1])]
+    lengths = [end - start for start, end in zip(starts, [*starts[1:], len(times)], strict=True)]
+    count, start = max(lengths), starts[lengths.index(max(lengths))]
+    behind = (len(times) - start - count) * frame_tokens
+    return Grid(count, frame_tokens // width, width, tokens - count * frame_tokens - behind, behind)
 
 
 def _equal_at_the_end(rows: Tensor) -> int:

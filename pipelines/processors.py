@@ -221,7 +221,7 @@ def _derived(cls: type, outer_mask: str | None) -> type[SparseProcessor]:
             given = args[place] if place < len(args) else kwargs.get(outer_mask)
             if isinstance(given, Tensor):
                 # what the processor builds from the mask's shape alone costs nothing; the call gets the mask itself
-                _RUNNING.key_mask, shape_only = given, given.to("meta")
+                _RUNNING.key_mask, shape_only = given.bool(), given.to("meta")
                 if place < len(args):
                     args = (*args[:place], shape_only, *args[place + 1 :])
                 else:

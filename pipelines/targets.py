@@ -134,10 +134,8 @@ def _model(name: str, module: nn.Module, grid: Grid | GridRule | None, layers: s
     model = model_of(module) if hook is None else hook.model
     if grid is None:
         return model if model is None or layers is None else replace(model, layers=layers)
-    if not name.startswith("transformer"):
-        return model  # a text encoder has attention processors too, but no grid
-    if model is None:
-        return unknown_model_of(grid, layers)
+    if model is None:  # a text encoder may have attention processors too, but no grid
+        return unknown_model_of(grid, layers) if name.startswith("transformer") else None
     model = replace(model, layers=model.layers if layers is None else layers, values=())
     if isinstance(grid, Grid):  # it says all: what it leaves over is a mistake, not text
         return replace(model, grid=GivenGrid(grid), text="cross")

@@ -15,8 +15,8 @@ from dit_sparse.attention import Layer, dense_attention
 from dit_sparse.grid import Grid
 from dit_sparse.options import Options
 from dit_sparse.padding import HIDDEN, Padding, TensorSources, read_padding
-from dit_sparse.patterns import Dense, Neighborhood, Pattern, Skip, StaticPattern
-from dit_sparse.plan import Plan
+from dit_sparse.patterns import Dense, Neighborhood, Pattern, Skip, StaticPattern, TopBlocks
+from dit_sparse.plan import Plan, Rule
 from dit_sparse.schedule import Schedule
 
 GRID = Grid(3, 8, 9, prefix=11, suffix=7)  # 216 video tokens: two blocks, the second one short
@@ -162,6 +162,28 @@ def test_text_may_be_weighed_and_have_rows_of_its_own(pattern: StaticPattern, fo
     out = layer.schedule.attend(layer, q, k, v, mask)
     rows = seen if form is causal_text else torch.ones_like(seen)
     torch.testing.assert_close(out[rows].double(), exact[rows], rtol=1e-5, atol=1e-5)
+
+
+def test_masks_of_all_heads_serve_a_part_of_them() -> None:
+    """One head of the plan is dense beside a sparse one, and the mask comes expanded over heads."""
+    seen = key_mask(torch.rand(1, 18) < 0.6)
+    mask = causal_text(seen).expand(-1, 2, -1, -1)
+    schedule = Schedule(Plan((Rule(TopBlocks(keep=1.0), heads=(0,)),)), options=Options(min_tokens=0, strict=True))
+    layer = Layer("layer", 0, schedule, dense_attention)
+    schedule.start_forward(GRID, mask_source=object())
+    q, k, v = (torch.randn(1, GRID.tokens, 2, 16) for _ in range(3))
+    exact = dense_attention(q.double(), k.double(), v.double(), mask)
+    out = schedule.attend(layer, q, k, v, mask)
+    torch.testing.assert_close(out[seen].double(), exact[seen], rtol=1e-5, atol=1e-5)
+
+
+def test_the_usual_negative_number_hides_in_bfloat16() -> None:
+    mask = torch.zeros(1, 1, 1, GRID.tokens, dtype=torch.bfloat16)
+    mask[..., :4] = -10000.0
+    padding = read_padding(mask, GRID, 1)
+    assert isinstance(padding, Padding)
+    assert padding.hides
+    assert padding.lengths == (GRID.tokens - 4,)
 
 
 def test_a_mask_is_read_once_for_the_same_tensors() -> None:

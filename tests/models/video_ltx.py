@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import LTXPipeline
 from diffusers.pipelines.ltx.pipeline_ltx_condition import LTXConditionPipeline
+from diffusers.pipelines.ltx.pipeline_ltx_i2v_long_multi_prompt import build_video_coords_for_window
 from torch import Tensor
 
 from dit_sparse.grid import Grid
@@ -50,6 +51,25 @@ def _ltx_condition(latents: Tensor, text_lengths: list[int]) -> dict[str, Any]:
         "timestep": timestep(batch),
         "encoder_attention_mask": text_mask(text_lengths),
         "video_coords": video_coords,
+    }
+
+
+def _ltx_window(latents: Tensor, text_lengths: list[int]) -> dict[str, Any]:
+    """Put frames of the window before, of a guide and a reference behind, as the pipeline of long prompts does."""
+    batch, _, frames, height, width = latents.shape
+    more = {"overlap_len": 1, "guiding_len": frames - 1, "negative_len": 1}
+    behind = torch.randn(batch, latents.shape[1], sum(more.values()), height, width).to(latents.device)
+    window = torch.cat([latents, behind], 2)
+    packed = LTXConditionPipeline._pack_latents(window)
+    coordinates = build_video_coords_for_window(
+        latents=torch.empty(window.shape), **more, rope_interpolation_scale=torch.tensor((8, 32, 32)), frame_rate=25
+    )
+    return {
+        "hidden_states": packed,
+        "encoder_hidden_states": text(batch),
+        "timestep": timestep(batch),
+        "encoder_attention_mask": text_mask(text_lengths),
+        "video_coords": coordinates,
     }
 
 
@@ -143,6 +163,10 @@ CASES: list[Case] = [
     Case(
         "LTXVideoTransformer3DModel", LTX, latents=(4, 3, 8, 12), patch=(1, 1, 1), inputs=_ltx_condition,
         grid=Grid(3, 8, 12, prefix=CONDITIONS), usual=(128, 21, 16, 22), form="conditions",
+    ),
+    Case(
+        "LTXVideoTransformer3DModel", LTX, latents=(4, 3, 8, 12), patch=(1, 1, 1), inputs=_ltx_window,
+        grid=Grid(3, 8, 12, suffix=4 * 96), usual=(128, 21, 16, 22), form="window of a long clip",
     ),
     Case(
         "LTX2VideoTransformer3DModel", LTX2, latents=(4, 3, 8, 12), patch=(1, 1, 1), inputs=_ltx2, grid=Grid(3, 8, 12),
