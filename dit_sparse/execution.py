@@ -45,9 +45,8 @@ class Tensors:
         """Return the same call for some heads only."""
         of_kv = chosen // (self.q.shape[2] // self.k.shape[2])
         q, k, v = self.q[:, :, chosen], self.k[:, :, of_kv], self.v[:, :, of_kv]
-        mask = (
-            self.mask[:, :1] if self.mask is not None and self.mask.dim() == 4 else self.mask
-        )  # where it has heads, they are all the same
+        # where a mask has heads, they are all the same
+        mask = self.mask[:, :1] if self.mask is not None and self.mask.dim() == 4 else self.mask
         return Tensors(q, k, v, mask, self.scale, False, self.backend)
 
 

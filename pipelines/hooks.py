@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 TIMESTEP = ("timestep", "timesteps", "t")  # what forward may call it
 CALLS_PER_STEP = 4  # unnamed ones: conditional, unconditional, perturbed; more are no denoising loop that we know
-
 GRIDS_KEPT = 8  # a run needs one for each branch
 
 
@@ -30,7 +29,8 @@ class ForwardHook:
     """Be the native forward pre-hook of one transformer; an object, so that deepcopy and pickle carry it.
 
     It owns no Schedule but starts those whose processors are in place, and is inert while there are none. It sees the
-    arguments before any context-parallel split. Nothing here reads a value from the device.
+    arguments before any context-parallel split. Values are read from the device only where the model table says so, once
+    for each tensor.
     """
 
     def __init__(self, model: Model, layers: tuple[str, ...]) -> None:
@@ -95,6 +95,7 @@ class ForwardHook:
         return self.sources.source(_tensors(given)), repr(_without_tensors(given))
 
     def _grid(self, transformer: nn.Module, arguments: Mapping[str, Any]) -> tuple[Grid | None, str | None]:
+        """Return the grid by the model's rule, or None and the reason."""
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in transformer.parameters()):
             return None, "gradients wanted (inference only; call under torch.no_grad())"
         key = None

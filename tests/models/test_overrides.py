@@ -12,6 +12,7 @@ from dit_sparse.attention import Layer, dense_attention
 from dit_sparse.grid import Grid
 from dit_sparse.options import Options
 from dit_sparse.patterns import Dense, Neighborhood, base
+from dit_sparse.pipelines import grids_image
 from dit_sparse.pipelines.enable import disable, enable, processors, sparse, summary
 from dit_sparse.pipelines.hooks import find_hook
 from dit_sparse.plan import Plan
@@ -52,6 +53,27 @@ def test_a_given_rule_counts_for_ids_that_were_read_before() -> None:
     disable(model)
     enable(model, PATTERN, min_tokens=0)
     assert grid_after(model, arguments) == f"1x16x18 + {TEXT} text"
+
+
+def test_ids_are_read_once_for_the_same_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each reading waits for the device: one for a run, and again where the tensor was written to."""
+    read: list[int] = []
+    grid_of_ids = grids_image.grid_of_ids
+
+    def record(ids: torch.Tensor) -> Grid:
+        read.append(len(ids))
+        return grid_of_ids(ids)
+
+    monkeypatch.setattr(grids_image, "grid_of_ids", record)
+    case = case_of("FluxTransformer2DModel")
+    model, arguments = case.build(), case.arguments(case.draw(1, seed=1))
+    enable(model, PATTERN, min_tokens=0)
+    for _ in range(3):
+        assert grid_after(model, arguments) == f"1x16x18 + {TEXT} text"
+    assert read == [288]
+    rows, columns = torch.meshgrid(torch.arange(18.0), torch.arange(16.0), indexing="ij")
+    arguments["img_ids"][:, 1], arguments["img_ids"][:, 2] = rows.flatten(), columns.flatten()
+    assert grid_after(model, arguments) == f"1x18x16 + {TEXT} text"
 
 
 # smaller: the rest of the image is no text; larger: nothing is the grid's
