@@ -29,8 +29,8 @@ class ForwardHook:
     """Be the native forward pre-hook of one transformer; an object, so that deepcopy and pickle carry it.
 
     It owns no Schedule but starts those whose processors are in place, and is inert while there are none. It sees the
-    arguments before any context-parallel split. Values are read from the device only where the model table says so, once
-    for each tensor.
+    arguments before any context-parallel split. Values are read from the device only where the model table says so,
+    once for each tensor.
     """
 
     def __init__(self, model: Model, layers: tuple[str, ...]) -> None:
