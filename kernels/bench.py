@@ -57,12 +57,12 @@ VARIANTS = {
         Launch(128, 128, 8, 2, False, "ieee"),
         Launch(128, 64, 4, 2, True, "ieee"),
         Launch(128, 64, 4, 4, True, "ieee"),
-        Launch(64, 64, 4, 3, True, "ieee"),
+        Launch(128, 64, 4, 3, True, "ieee"),
     ),
     64: (
         Launch(128, 128, 8, 2, True, "ieee"),
         Launch(64, 128, 4, 3, True, "ieee"),
-        Launch(64, 64, 4, 3, True, "ieee"),
+        Launch(64, 128, 4, 2, True, "ieee"),
         Launch(128, 64, 4, 3, True, "ieee"),
     ),
 }

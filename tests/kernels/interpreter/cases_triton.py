@@ -10,13 +10,13 @@ import torch
 from dit_sparse.kernels import lists, triton_forward, triton_lists
 from dit_sparse.kernels.backends import BACKENDS, choose
 from dit_sparse.kernels.gate import CASES, Case, build, check
-from dit_sparse.kernels.launch import Launch
+from dit_sparse.kernels.launch import Launch, launch_for
 
 # Each tile path once: splits of queries and keys, and descriptors in place of pointers; with each the cases that it can
-# break by short blocks, bit tiles or padding of head_dim. The smallest tile is slow here, so it gets one case.
+# break by short blocks, bit tiles or padding of head_dim. Hopper's gets every case; the smallest one is slow here.
 PATHS = (
     (Launch(128, 128, 4, 2, tma=True, precision="ieee"), ("d72", "ragged_masks", "kv_lengths", "masks")),
-    (Launch(64, 64, 4, 2, tma=True, precision="ieee"), ("d72", "ragged_masks", "masks")),
+    (launch_for(128, torch.bfloat16, "sm90"), tuple(case.name for case in CASES)),
     (Launch(16, 32, 4, 1, tma=False, precision="ieee"), ("ragged_masks",)),
 )
 LAUNCH_CASES = [(launch, case) for launch, names in PATHS for case in CASES if case.name in names]
