@@ -21,8 +21,8 @@ What is sparse: the self-attention over image or video tokens of the modules nam
 condition tokens in the same sequence are read by every query and read every key, exactly; attention of its own to text
 (cross-attention), text encoders and refiners are never touched. "Padded text" says that tokens which the model's
 mask hides are left out, by number and not by a mask. A call that cannot be honoured runs the model's own attention, and
-`summary()` names the reason. Calls of fewer than `min_tokens` tokens run dense as well: by default 8,192 on a GPU,
-where sparse kernels gain nothing below, so most image models begin to gain beyond 1024x1024.
+`summary()` names the reason. Calls of fewer than `min_tokens` tokens run dense as well, by default 8,192 on a GPU: most
+image models have 4,096 at 1024x1024, so there it takes a lower `min_tokens` or a larger image.
 
 What holds it: `pytest tests/models -k <class>`, with a tiny model for each form in the last column. One changed patch
 of latents must change the query of its own token and of no other one; a dense plan, calls below `min_tokens` and a

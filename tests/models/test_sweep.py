@@ -28,14 +28,6 @@ HERE = [case for case in CASES if case.exists]
 PATTERN = Neighborhood(window=(1, 0.5, 0.4))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the matrices are tiny; more threads only wait for each other
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(params=HERE, ids=str)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
@@ -157,6 +149,7 @@ def test_dense_is_bit_identical(case: Case) -> None:
         enable(model, TopBlocks(keep=0.5))  # tiny grids are below the default of min_tokens
     assert equal(run(model, case), stock)
     assert summary(model).sparse_calls == 0
+    assert summary(model).dense_calls > 0
     assert all("min_tokens" in reason for reason in summary(model).dense_reasons)
     disable(model)
     assert equal(run(model, case), stock)

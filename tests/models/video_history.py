@@ -9,7 +9,7 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor
 
 from dit_sparse.grid import Grid
-from tests.models import video_wan
+from tests.models import video_hunyuan, video_wan
 from tests.models.case import TEXT, TEXT_WIDTH, Case, text, text_mask, timestep
 
 HEADS = {"num_attention_heads": 2, "attention_head_dim": 16}
@@ -71,12 +71,7 @@ def _helios(latents: Tensor, text_lengths: list[int]) -> dict[str, Any]:
 def _framepack(latents: Tensor, text_lengths: list[int]) -> dict[str, Any]:
     batch, frames = len(latents), latents.shape[2]
     return {
-        "hidden_states": latents,
-        "timestep": timestep(batch),
-        "encoder_hidden_states": text(batch),
-        "encoder_attention_mask": text_mask(text_lengths),
-        "pooled_projections": text(batch)[:, 0],
-        "guidance": timestep(batch),
+        **video_hunyuan.hunyuan_video(latents, text_lengths),
         "image_embeds": text(batch, 5),
         "indices_latents": torch.arange(1, 1 + frames),
         "latents_clean": past(latents, 2),

@@ -10,7 +10,8 @@ from dit_sparse.grid import Grid
 from tests.models.case import TEXT, TEXT_WIDTH, Case, text, text_mask, timestep
 
 
-def _hunyuan_video(latents: Tensor, text_lengths: list[int]) -> dict[str, Any]:
+def hunyuan_video(latents: Tensor, text_lengths: list[int]) -> dict[str, Any]:
+    """Return the arguments of HunyuanVideo; Framepack's are these and more."""
     batch = len(latents)
     return {
         "hidden_states": latents,
@@ -43,7 +44,7 @@ CASES = [
             "num_single_layers": 1, "num_refiner_layers": 1, "text_embed_dim": TEXT_WIDTH,
             "pooled_projection_dim": TEXT_WIDTH, "rope_axes_dim": (4, 6, 6),
         },
-        latents=(4, 3, 16, 24), patch=(1, 2, 2), inputs=_hunyuan_video, grid=Grid(3, 8, 12, suffix=TEXT),
+        latents=(4, 3, 16, 24), patch=(1, 2, 2), inputs=hunyuan_video, grid=Grid(3, 8, 12, suffix=TEXT),
         usual=(16, 33, 90, 160), padded=True,
     ),
     Case(
