@@ -18,7 +18,21 @@ if TYPE_CHECKING:
     from dit_sparse.attention import SparseAttention, sparse_attention
     from dit_sparse.grid import Grid
     from dit_sparse.order import TokenOrder
-    from dit_sparse.patterns import PATTERNS, Cached, Dense, Neighborhood, Pattern, Radial, Skip, TopBlocks
+    from dit_sparse.patterns import (
+        PATTERNS,
+        AutoFrames,
+        Cached,
+        Dense,
+        Frames,
+        Neighborhood,
+        Pattern,
+        Powers,
+        Radial,
+        Skip,
+        Strided,
+        Stripes,
+        TopBlocks,
+    )
     from dit_sparse.pipelines.enable import attach, disable, enable, processors, sparse, summary
     from dit_sparse.plan import Plan, Rule
     from dit_sparse.schedule import Schedule
@@ -28,18 +42,21 @@ _HOME = {
     "attention": ("SparseAttention", "sparse_attention"),
     "grid": ("Grid",),
     "order": ("TokenOrder",),
-    "patterns": ("PATTERNS", "Cached", "Dense", "Neighborhood", "Pattern", "Radial", "Skip", "TopBlocks"),
+    "patterns": (
+        "PATTERNS", "AutoFrames", "Cached", "Dense", "Frames", "Neighborhood", "Pattern", "Powers", "Radial", "Skip",
+        "Strided", "Stripes", "TopBlocks",
+    ),
     "pipelines.enable": ("attach", "disable", "enable", "processors", "sparse", "summary"),
     "plan": ("Plan", "Rule"),
     "schedule": ("Schedule",),
     "spec": ("PRESETS", "parse_spec"),
-}
+}  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
-    "PATTERNS", "PRESETS", "Cached", "Dense", "Grid", "Neighborhood", "Pattern", "Plan", "Radial", "Rule", "Schedule",
-    "Skip", "SparseAttention", "TokenOrder", "TopBlocks", "__version__", "attach", "disable", "enable", "parse_spec",
-    "processors", "sparse", "sparse_attention", "summary",
+    "PATTERNS", "PRESETS", "AutoFrames", "Cached", "Dense", "Frames", "Grid", "Neighborhood", "Pattern", "Plan",
+    "Powers", "Radial", "Rule", "Schedule", "Skip", "SparseAttention", "Strided", "Stripes", "TokenOrder", "TopBlocks",
+    "__version__", "attach", "disable", "enable", "parse_spec", "processors", "sparse", "sparse_attention", "summary",
 ]  # fmt: skip
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, library
 
 from dit_sparse.grid import Grid
-from dit_sparse.kernels.backends import block_attention
 from dit_sparse.patterns import Pattern, PatternState
+from dit_sparse.runner import attend_selection, exact_attention
 from dit_sparse.schedule import Schedule
 
 DenseCall = Callable[[Tensor, Tensor, Tensor, Tensor | None, float, bool, float | None, bool, str | None], Tensor]
@@ -155,10 +155,12 @@ class SparseAttention:
         layout = self._shared["layout"]
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         q, k, v = layout.to_kernel(q), layout.to_kernel(k), layout.to_kernel(v)
-        selection = self.pattern.select(q, k, grid, PatternState(layout, scale, shared=self._shared))
-        out, lse = block_attention(q, k, v, selection.indices, scale=scale, backend=self.backend)
-        out = layout.from_kernel(out)
-        return (out, layout.from_kernel(lse)) if return_lse else out
+        exact = exact_attention(k, v, layout, scale, None, self.backend, self._shared)
+        state = PatternState(layout, scale, shared=self._shared, v=v, exact=exact)
+        selection = self.pattern.select(q, k, grid, state)
+        attended = attend_selection(selection, q, k, v, layout, scale, None, self.backend)
+        out = layout.from_kernel(self.pattern.finish(attended, q, k, grid, state))
+        return (out, layout.from_kernel(attended.lse)) if return_lse else out
 
 
 def sparse_attention(

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dit_sparse.cli_bench import bench_forward, bench_kernels, bench_model
+from dit_sparse.cli_bench import bench_forward, bench_kernels, bench_model, bench_patterns, bench_quality
 from dit_sparse.cli_options import (
     AsJson,
     Backend,
@@ -20,6 +20,7 @@ from dit_sparse.cli_options import (
     Frames,
     Height,
     Model,
+    Monitor,
     PlanSpecs,
     Quiet,
     Steps,
@@ -73,6 +74,7 @@ def compare(
     dense_steps: Annotated[str | None, typer.Option(help="First steps kept dense: 2, or 0.1 of them.")] = None,
     dense_layers: Annotated[str | None, typer.Option(help='Layers kept dense: "0, 1, 47-49".')] = None,
     attention_steps: Annotated[int | None, typer.Option(help="Steps of the separate attention timing.")] = None,
+    monitor: Monitor = False,
     fps: Annotated[float, typer.Option(help="Frames a second in the mp4 files.")] = 8.0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -92,7 +94,7 @@ def compare(
         model=model,
         device=device or default_device(),
         dtype=dtype,
-        options=Options(parse_dense_steps(dense_steps), dense_layers, min_tokens, backend),
+        options=Options(parse_dense_steps(dense_steps), dense_layers, min_tokens, backend, monitor=monitor),
         fps=fps,
         attention_steps=attention_steps,
     )
@@ -159,8 +161,8 @@ def plans_list() -> None:
 
 def plans_show(
     spec: Annotated[str, typer.Argument(help="Preset, pattern or plan file.")],
-    grid: Annotated[str, typer.Option(help="Token grid, frames x rows x columns.")] = "17x16x16",
-    png: Annotated[Path | None, typer.Option(help="Draw the block mask of the first static pattern.")] = None,
+    grid: Annotated[str, typer.Option(help="Token grid, frames x rows x columns, with text 13x24x32+77.")] = "17x16x16",
+    png: Annotated[Path | None, typer.Option(help="Draw the blocks of the first pattern that is not dense.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a plan's rules and what each pattern keeps on a grid."""
@@ -206,6 +208,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench kernels": bench_kernels,
     "bench model": bench_model,
     "bench forward": bench_forward,
+    "bench patterns": bench_patterns,
+    "bench quality": bench_quality,
     "demo": demo,
 }
 GROUPS = {"plans": "Look at plans and patterns.", "bench": "Measure kernels and models."}

@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from dit_sparse.cli_options import PROMPT, Backend, Device, Dtype, Frames, Height, Model, PlanSpecs, Quiet, Steps, Width
+from dit_sparse.cli_options import (
+    PROMPT,
+    Backend,
+    Device,
+    Dtype,
+    Frames,
+    Height,
+    Model,
+    Monitor,
+    PlanSpecs,
+    Quiet,
+    Steps,
+    Width,
+)
 
 
 def bench_kernels(
@@ -38,6 +51,7 @@ def bench_model(
     dtype: Dtype = None,
     backend: Backend = "auto",
     attention_steps: Annotated[int | None, typer.Option(help="Steps of the separate attention timing.")] = None,
+    monitor: Monitor = False,
     out: Annotated[Path | None, typer.Option(help="Write the report as JSON to this file.")] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -58,7 +72,7 @@ def bench_model(
         model=model,
         device=device or default_device(),
         dtype=dtype,
-        options=Options(backend=backend),
+        options=Options(backend=backend, monitor=monitor),
         attention_steps=attention_steps,
     )
     with progress_on_stderr(quiet) as progress:
@@ -97,4 +111,71 @@ def bench_forward(
     if out is not None:
         found = {"environment": environment(), "density": density, "rows": [asdict(row) for row in rows]}
         write_text(out, json.dumps(found, indent=2) + "\n")
+        print(out)
+
+
+def bench_patterns(
+    shape: Annotated[
+        list[str] | None, typer.Option("--shape", "-s", help="One of the table. Repeatable. (default: Wan's two)")
+    ] = None,
+    density: Annotated[float, typer.Option(help="Computed density that the patterns are fitted to.")] = 0.25,
+    plan: Annotated[list[str] | None, typer.Option("--plan", "-p", help="Patterns instead of the table's.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the rows as JSON to this file.")] = None,
+) -> None:
+    """Time choosing blocks beside attending to them, for every pattern at real shapes. Needs a GPU."""
+    from dataclasses import asdict
+
+    from dit_sparse.search.console import stdout, table
+    from dit_sparse.search.environment import environment
+    from dit_sparse.search.pattern_bench import HEADINGS, PATTERNS, bench_patterns, cells
+    from dit_sparse.search.staging import check_writable, write_text
+
+    if out is not None:
+        check_writable(out.parent)
+    shapes = shape or ["wan2.1-1.3b-480p", "wan2.1-14b-720p"]
+    rows = bench_patterns(shapes, plan or PATTERNS, density, lambda line: print(line, file=sys.stderr, flush=True))
+    stdout().print(table(HEADINGS, cells(rows)))
+    if out is not None:
+        found = {"environment": environment(), "density": density, "rows": [asdict(row) for row in rows]}
+        write_text(out, json.dumps(found, indent=2) + "\n")
+        print(out)
+
+
+def bench_quality(
+    budget: Annotated[
+        list[float] | None, typer.Option(help="Computed density. Repeatable. (default: 0.1, 0.2, 0.35)")
+    ] = None,
+    plan: Annotated[list[str] | None, typer.Option("--plan", "-p", help="Patterns instead of the table's.")] = None,
+    model: Model = "bundled",
+    prompt: Annotated[list[str] | None, typer.Option(help="Prompts instead of the three usual ones.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the initial noise.")] = 0,
+    steps: Steps = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    device: Device = None,
+    out: Annotated[Path | None, typer.Option(help="Write the rows as JSON to this file.")] = None,
+) -> None:
+    """Generate with every pattern at equal budgets: density, recall, PSNR against dense, seconds."""
+    from dataclasses import asdict
+
+    from dit_sparse.pipelines.generate import check_device, default_device
+    from dit_sparse.search.console import stdout, table
+    from dit_sparse.search.environment import environment
+    from dit_sparse.search.quality_bench import HEADINGS, PATTERNS, PROMPTS, Setting, bench_quality, cells
+    from dit_sparse.search.staging import check_writable, write_text
+
+    if out is not None:
+        check_writable(out.parent)
+    check_device(device or default_device())
+    prompts = tuple(prompt or PROMPTS)
+    setting = Setting(model, device or default_device(), prompts, seed, steps, frames, height, width)
+    budgets = budget or [0.1, 0.2, 0.35]
+    yardstick, rows = bench_quality(
+        setting, plan or PATTERNS, budgets, lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    stdout().print(table(HEADINGS, cells(rows)))
+    if out is not None:
+        found = {"environment": environment(), "setting": asdict(setting), "yardstick": asdict(yardstick)}
+        write_text(out, json.dumps({**found, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
         print(out)

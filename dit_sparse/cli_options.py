@@ -19,5 +19,8 @@ Steps = Annotated[int | None, typer.Option(help="Denoising steps. (default: the 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. (default: cuda if there)")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16, float16. (default: by device)")]
 Backend = Annotated[str, typer.Option(help="Attention kernels: auto, triton, cpu, reference.")]
+Monitor = Annotated[
+    bool, typer.Option("--monitor", help="Measure recall and error of each sparse call, in one more run per plan.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]

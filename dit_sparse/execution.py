@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +14,18 @@ from dit_sparse.grid import Grid
 from dit_sparse.kernels.backends import block_attention, choose
 from dit_sparse.kernels.indices import BlockIndices, from_block_mask, segment_blocks
 from dit_sparse.moment import Call, Moment
+from dit_sparse.monitor import measure
 from dit_sparse.order import Layout, TokenOrder
 from dit_sparse.padding import Padding
 from dit_sparse.patterns import Dense, Pattern, PatternState
 from dit_sparse.record import LayerRecord
+from dit_sparse.runner import attend_selection, exact_attention
 
 if TYPE_CHECKING:
     from dit_sparse.attention import Layer
 
 # Grids whose layouts and static masks are kept, the last used ones: samples and branches may differ in text length.
 GRIDS_KEPT = 16
-
-
-class NoBackendError(ValueError):
-    """No backend can run this call."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,13 @@ class Tensors:
 
 
 class Execution:
-    """Run decided calls. Owns layouts, static masks and what patterns remember. backend: "auto" or a name."""
+    """Run decided calls. Owns layouts, static masks and what patterns remember.
 
-    def __init__(self, backend: str) -> None:
-        self.backend = backend
+    backend: "auto" or a name. monitor: measure recall and error of every sparse call on some rows.
+    """
+
+    def __init__(self, backend: str, monitor: bool = False) -> None:
+        self.backend, self.monitor = backend, monitor
         self.backend_used = ""
         self._shared: dict[Grid, dict[Any, Any]] = {}
         self._memory: dict[Any, dict[str, Any]] = {}
@@ -103,30 +105,32 @@ class Execution:
         moment: Moment,
         record: LayerRecord,
     ) -> Tensor:
-        grid, q = call.grid, given.q
+        grid, q, shared = call.grid, given.q, self._shared_of(call.grid)
         layout = self._layout(pattern.token_order(), grid, q.device)
-        key = (moment.branch, layer.index, call.number, pattern, members, grid, tuple(q.shape), q.dtype, q.device)
         scale = q.shape[-1] ** -0.5 if given.scale is None else given.scale
-        state = PatternState(layout, scale, moment.step, self._shared_of(grid), self._memory.setdefault(key, {}))
         q, k, v = layout.to_kernel(q), layout.to_kernel(given.k), layout.to_kernel(given.v)
-        selection = pattern.select(q, k, grid, state)
-        indices = selection.indices if q.shape[1] == grid.tokens else selection.video_queries(layout)
-        try:
-            backend = choose(self.backend, q, k, v, indices).name
-        except ValueError as error:
-            if self.backend != "auto":
-                raise
-            raise NoBackendError(str(error)) from error
         lengths = None
         if call.padding is not None:
             lengths, k, v = call.padding.on_device, call.padding.real_first(k), call.padding.real_first(v)
-        out, lse = block_attention(q, k, v, indices, scale=scale, kv_lengths=lengths, backend=backend)
+        exact = exact_attention(k, v, layout, scale, lengths, self.backend, shared)
+        place = (moment.branch, layer.index, call.number)
+        key = (*place, pattern, members, grid, tuple(q.shape), q.dtype, q.device)
+        seed = zlib.crc32(repr((moment.step, *place)).encode())
+        memory = self._memory.setdefault(key, {})
+        state = PatternState(layout, scale, moment.step, shared, memory, v, lengths, seed, exact)
+        selection = pattern.select(q, k, grid, state)
+        indices = selection.indices if q.shape[1] == grid.tokens else selection.video_queries(layout)
+        backend = choose(self.backend, q, k, v, indices).name
+        attended = attend_selection(selection, q, k, v, layout, scale, lengths, backend)
+        out = pattern.finish(attended, q, k, grid, state)
+        if self.monitor:
+            record.measured.append(measure(attended, out, q, layout, exact, members, moment.step, seed))
         if call.padding is not None and call.padding.bias > -math.inf:
             blocks = self._text_blocks(grid, q.device)
-            out = _with_biased_keys(out, lse, q, k, v, call.padding, indices, blocks, scale, backend)
+            out = _with_biased_keys(out, attended.lse, q, k, v, call.padding, indices, blocks, scale, backend)
         self.backend_used = backend
-        record.kept_pairs = record.kept_pairs + selection.kept_pairs
-        record.visited_pairs = record.visited_pairs + selection.visited_pairs
+        record.kept_pairs = record.kept_pairs + selection.kept_pairs.sum()
+        record.visited_pairs = record.visited_pairs + selection.visited_pairs.sum()
         return layout.from_kernel(out)
 
     def _layout(self, order: TokenOrder, grid: Grid, device: torch.device) -> Layout:

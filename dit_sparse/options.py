@@ -21,6 +21,7 @@ class Options:
     mask is dear (HunyuanVideo), a plan with `Dense()` there leaves padded text out instead.
     min_tokens: below it sparse is slower (default 2,048 on a CPU, 8,192 elsewhere).
     backend: "auto" or a name. strict: raise where a call would fall back to dense for a reason nobody asked for.
+    monitor: measure the recall and the output error of every sparse call on some rows; a diagnostic that costs time.
 
     Raises: ValueError for a value out of range.
     """
@@ -30,6 +31,7 @@ class Options:
     min_tokens: int | None = None
     backend: str = "auto"
     strict: bool = False
+    monitor: bool = False
 
     def __post_init__(self) -> None:
         first, last = self.dense_ends

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from dit_sparse.curves import gilbert, hilbert, morton
 from dit_sparse.grid import Grid
 from dit_sparse.kernels.indices import BLOCK, segment_blocks
 
-KINDS = ("raster", "tile", "morton")
+AXIS_LETTERS = "fhw"
+KINDS = ("raster", "axes", "tile", "column", "morton", "hilbert", "gilbert")
 # A tile may cost this much more padded work than the cheapest one when it is closer to a cube: near tokens then share
 # a block, which is what block selection and windows live on.
 TILE_SLACK = 1.07
@@ -84,15 +87,23 @@ class Layout:
 class TokenOrder:
     """Choose the layout of video tokens for the kernel; the pattern's definition never changes with it.
 
-    kind: `raster` (as they come), `tile` (3-D tiles of at most 128 tokens; ragged at the far borders, no padding
-    copy), `morton` (Z-order curve). `tile` fixes the tile's (frames, height, width); None picks it per grid.
+    raster: as they come.
+    axes: `axes` names f, h and w in the order in which they vary, the slowest first: fhw is raster, hwf puts the
+        frames of a place side by side (the token-major order of Sparse VideoGen), all six are those of PAROAttention.
+    tile: 3-D tiles of at most 128 tokens, ragged at the far borders, without a padding copy; `tile` fixes their
+        (frames, height, width), None picks them per grid.
+    column: tiles that span all frames, or as many as fit, over a patch as square as possible (VMoBA's 2-D chunks).
+    morton, hilbert, gilbert: space-filling curves, see `curves`. Blocks of all but tiles are runs of 128 tokens.
 
     Raises:
-        ValueError: unknown kind, or a tile of more than 128 tokens.
+        ValueError: unknown kind, a tile of more than 128 tokens, or axes that are no permutation of fhw.
+    Papers: PAROAttention (arXiv 2506.16054); Sparse VideoGen (arXiv 2502.01776); VMoBA (arXiv 2506.23858);
+    Hilbert: DFSAttn (arXiv 2605.23445); generalised Hilbert: Jenga (arXiv 2505.16864).
     """
 
     kind: str = "raster"
     tile: tuple[int, int, int] | None = None
+    axes: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -102,32 +113,34 @@ class TokenOrder:
                 raise ValueError(f"only the order 'tile' takes a tile, got order {self.kind!r} with tile {self.tile}")
             if len(self.tile) != 3 or min(self.tile) < 1 or math.prod(self.tile) > BLOCK:
                 raise ValueError(f"tile must be three sizes >= 1 of at most {BLOCK} tokens in all, got {self.tile}")
+        if (self.kind == "axes") != (self.axes is not None):
+            raise ValueError(f"the order 'axes' and no other takes axes, as in 'axes:hwf', got {self.kind!r}")
+        if self.axes is not None and sorted(self.axes) != sorted(AXIS_LETTERS):
+            raise ValueError(f"axes of a token order must name f, h and w once each, got {self.axes!r}")
 
     @classmethod
     def parse(cls, text: str) -> TokenOrder:
-        """Read `raster`, `morton`, `tile` or `tile:2x8x8`."""
+        """Read a kind, `tile:2x8x8` or `axes:hwf`."""
         if not isinstance(text, str):
             raise ValueError(f"token order must be text such as 'tile:2x8x8', got {text!r}")
-        kind, _, size = text.partition(":")
-        if not size:
+        kind, _, detail = text.partition(":")
+        if not detail:
             return cls(kind)
+        if kind == "axes":
+            return cls(kind, axes=detail)
         try:
-            frames, height, width = (int(part) for part in size.split("x"))
+            frames, height, width = (int(part) for part in detail.split("x"))
         except ValueError:
-            raise ValueError(f"token order must look like 'tile:2x8x8', got {text!r}") from None
+            raise ValueError(f"token order must look like 'tile:2x8x8' or 'axes:hwf', got {text!r}") from None
         return cls(kind, (frames, height, width))
 
     def __str__(self) -> str:
-        return self.kind if self.tile is None else f"{self.kind}:{'x'.join(map(str, self.tile))}"
+        detail = self.axes if self.tile is None else "x".join(map(str, self.tile))
+        return self.kind if detail is None else f"{self.kind}:{detail}"
 
     def layout(self, grid: Grid, device: torch.device | str = "cpu") -> Layout:
         """Lay the grid out: see `Layout`."""
-        if self.kind == "raster":
-            video, lengths = torch.arange(grid.video_tokens), [grid.video_tokens]
-        elif self.kind == "morton":
-            video, lengths = _morton_order(grid), [grid.video_tokens]
-        else:
-            video, lengths = _tile_order(grid, self.tile or choose_tile(grid.shape))
+        video, lengths = self._video(grid)
         start, length = segment_blocks(lengths)
         video_blocks = start.numel()
         if grid.text_tokens:
@@ -147,6 +160,27 @@ class TokenOrder:
         kernel_order = None if identity else order.to(device)
         return Layout(grid, kernel_order, start.to(device), length.to(device), video_blocks, tuple(by_length))
 
+    def _video(self, grid: Grid) -> tuple[Tensor, list[int]]:
+        """Return the raster index of each video token in this order, and the lengths of runs that share no block."""
+        match self.kind:
+            case "tile":
+                return _tile_order(grid, self.tile or choose_tile(grid.shape))
+            case "column":
+                return _tile_order(grid, choose_column(grid.shape))
+        raster = torch.arange(grid.video_tokens)
+        match self.kind:
+            case "axes":
+                order = raster.view(grid.shape).permute([AXIS_LETTERS.index(a) for a in self.axes or ""]).flatten()
+            case "morton":
+                order = morton(grid.shape)
+            case "hilbert":
+                order = hilbert(grid.shape)
+            case "gilbert":
+                order = gilbert(grid.shape)
+            case _:
+                order = raster
+        return order, [grid.video_tokens]
+
 
 def choose_tile(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return the tile (frames, height, width) of at most 128 tokens with the least padded work on this grid.
@@ -154,12 +188,21 @@ def choose_tile(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     The work is the number of blocks; among tiles within 7 % of the fewest, the most cube-like one wins, because block
     selection and windows profit from tokens that are near in all three axes.
     """
-    frames, height, width = shape
+    return _cheapest(shape, range(1, min(shape[0], BLOCK) + 1))
+
+
+def choose_column(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return the tile of at most 128 tokens that spans all frames, or an equal share of them where they are more."""
+    return _cheapest(shape, [math.ceil(shape[0] / math.ceil(shape[0] / BLOCK))])
+
+
+def _cheapest(shape: tuple[int, int, int], frames: Iterable[int]) -> tuple[int, int, int]:
+    """Choose among the tiles of so many frames."""
     candidates = [
         (t, h, w)
-        for t in range(1, min(frames, BLOCK) + 1)
-        for h in range(1, min(height, BLOCK // t) + 1)
-        for w in range(1, min(width, BLOCK // (t * h)) + 1)
+        for t in frames
+        for h in range(1, min(shape[1], BLOCK // t) + 1)
+        for w in range(1, min(shape[2], BLOCK // (t * h)) + 1)
     ]
 
     def blocks(tile: tuple[int, int, int]) -> int:
@@ -178,13 +221,3 @@ def _tile_order(grid: Grid, tile: tuple[int, int, int]) -> tuple[Tensor, list[in
     _, rows, columns = (len(axis) for axis in sizes)
     tile_index = (axes[0] * rows + axes[1]) * columns + axes[2]
     return torch.argsort(tile_index.flatten(), stable=True), lengths
-
-
-def _morton_order(grid: Grid) -> Tensor:
-    """Return raster indices along the Z-order curve over (frame, row, column)."""
-    axes = torch.meshgrid(*(torch.arange(n) for n in grid.shape), indexing="ij")
-    code = torch.zeros(grid.shape, dtype=torch.int64)
-    for bit in range(max(n - 1 for n in grid.shape).bit_length()):
-        for place, axis in enumerate(reversed(axes)):
-            code |= ((axis >> bit) & 1) << (3 * bit + place)
-    return torch.argsort(code.flatten(), stable=True)

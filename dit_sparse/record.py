@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from dit_sparse.monitor import Measured
 
 
 @dataclass
@@ -21,10 +25,21 @@ class LayerRecord:
     kept_pairs: float | Tensor = 0.0
     visited_pairs: float | Tensor = 0.0
     sparse_calls: int = 0
+    measured: list[Measured] = field(default_factory=list)  # under monitor=True, in the order of the calls
 
     @property
     def dense_calls(self) -> int:
         return self.dense_reasons.total()
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Sum up what was measured of sparse calls: means over (step, layer, head), and where recall was lowest."""
+
+    recall: float
+    lowest_recall: float
+    lowest_at: tuple[str, int | None, int]  # layer, step, head
+    error: float
 
 
 @dataclass(frozen=True)
@@ -66,6 +81,17 @@ class Summary:
         dense = self._sum("dense_pairs")
         return _share(self._sum("kept_pairs") + dense, self._sum("all_pairs") + dense)
 
+    @property
+    def measured(self) -> Mean | None:
+        """Return what `monitor=True` measured over all sparse calls, or None without it. Waits for the device."""
+        found = [(layer.name, one) for layer in self.layers for one in layer.measured]
+        if not found:
+            return None
+        recalls, errors = torch.cat([one.recall for _, one in found]), torch.cat([one.error for _, one in found])
+        places = [(name, one.step, head) for name, one in found for head in one.heads]
+        worst = int(recalls.argmin())
+        return Mean(float(recalls.mean()), float(recalls[worst]), places[worst], float(errors.mean()))
+
     def _sum(self, name: str) -> float:
         return float(sum(float(getattr(layer, name)) for layer in self.layers))
 
@@ -80,6 +106,7 @@ class Summary:
             "density": self.density,
             "computed_density": self.computed_density,
             "run_density": self.run_density,
+            "measured": None if self.measured is None else asdict(self.measured),
             "unknown": list(self.unknown),
             "layers": [
                 {
@@ -89,6 +116,15 @@ class Summary:
                     "patterns": dict(layer.patterns),
                     "dense_reasons": dict(layer.dense_reasons),
                     "density": _share(float(layer.kept_pairs), layer.all_pairs),
+                    "measured": [
+                        {
+                            "step": one.step,
+                            "heads": list(one.heads),
+                            "recall": _rounded(one.recall),
+                            "error": _rounded(one.error),
+                        }
+                        for one in layer.measured
+                    ],
                 }
                 for layer in self.layers
             ],
@@ -102,9 +138,19 @@ class Summary:
         if self.density is not None and self.computed_density is not None and self.run_density is not None:
             lines.append(f"  in sparse calls {_kept(self.density)}, whole blocks {_kept(self.computed_density)}")
             lines.append(f"  over the run    {_kept(self.run_density)}")
+        if (found := self.measured) is not None:
+            name, step, head = found.lowest_at
+            lines.append(
+                f"  measured: recall {found.recall:.3f}, lowest {found.lowest_recall:.3f} ({name}, step {step}, head "
+                f"{head}); output error {found.error:.3f} (a diagnostic of single calls, not of the clip)"
+            )
         lines += [f"  dense: {reason}: {count} calls" for reason, count in self.dense_reasons.items()]
         lines += [f"  left alone: {name}" for name in self.unknown]
         return "\n".join(lines)
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [round(value, 4) for value in values.tolist()]
 
 
 def _kept(density: float) -> str:

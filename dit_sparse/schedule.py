@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from dit_sparse.execution import Execution, NoBackendError, Tensors, dense
+from dit_sparse.execution import Execution, Tensors, dense
 from dit_sparse.grid import Grid
+from dit_sparse.kernels.backends import NoBackendError
 from dit_sparse.moment import CROSS, Call, Moment
 from dit_sparse.options import Options
 from dit_sparse.padding import Padding, read_padding
@@ -65,7 +66,7 @@ class Schedule:
         """Forget everything: moment, caches and record."""
         self._moment = Moment()
         self._run: object = _NO_RUN
-        self._execution = Execution(self.options.backend)
+        self._execution = Execution(self.options.backend, self.options.monitor)
         self._paddings: dict[Any, Padding | str] = {}
         self._calls: Counter[int] = Counter()  # of each layer in this forward
         self.grid: Grid | None = None  # of the last call that had one, text counted
@@ -182,6 +183,7 @@ class Schedule:
         assert not isinstance(padding, str)
         self.grid = grid
         patterns = self.plan.patterns_at(moment.fraction, self.transformer, layer.index, q.shape[2])
+        patterns = tuple(pattern.at_layer(layer.index) for pattern in patterns)
         groups = {
             pattern: tuple(h for h, p in enumerate(patterns) if p == pattern) for pattern in dict.fromkeys(patterns)
         }

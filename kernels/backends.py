@@ -1,4 +1,4 @@
-"""The table of backends, the chooser that explains itself, and the one entry point to block-sparse attention."""
+"""The table of backends, the chooser that explains itself, and the two entry points to block-sparse attention."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ from dit_sparse.kernels.indices import BlockIndices
 
 LOW_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
+# q, k, v, indices, scale, kv_lengths, compensate -> out, LSE, LSE of the visited blocks
+Run = Callable[[Tensor, Tensor, Tensor, BlockIndices, float, "Tensor | None", bool], tuple[Tensor, Tensor, Tensor]]
+
+
+class NoBackendError(ValueError):
+    """No backend can run this call."""
+
 
 @dataclass(frozen=True)
 class Rejected:
@@ -30,7 +37,7 @@ class Backend:
 
     name: str
     refusal: Callable[[Tensor, Tensor, Tensor, BlockIndices], str | None]
-    run: Callable[[Tensor, Tensor, Tensor, BlockIndices, float, Tensor | None], tuple[Tensor, Tensor]]
+    run: Run
     automatic: bool  # whether "auto" may pick it
 
 
@@ -51,14 +58,31 @@ def block_attention(
 
     Raises: ValueError or TypeError for tensors that do not fit each other or that the backend refuses.
     """
-    _check_tensors(q, k, v, kv_lengths)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    if not 0.0 < scale < math.inf:
-        raise ValueError(f"scale must be positive and finite, got {scale}")
-    indices.validate(q, k, v)
-    chosen = choose(backend, q, k, v, indices)
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    return chosen.run(q, k, v, indices, scale, kv_lengths)
+    out, lse, _ = _attend(q, k, v, indices, scale, kv_lengths, backend, compensate=False)
+    return out, lse
+
+
+def compensated_attention(
+    q: Tensor,  # [B, Sq, H, D]
+    k: Tensor,  # [B, Sk, Hkv, D], H % Hkv == 0
+    v: Tensor,  # [B, Sk, Hkv, D]
+    indices: BlockIndices,
+    *,
+    scale: float | None = None,
+    kv_lengths: Tensor | None = None,  # int32 [B]
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend over the listed blocks, and let the mean key and value of every other block stand for it.
+
+    In the same softmax such a block weighs (visible keys) * exp(scale * q . mean key); a block without a visible key
+    weighs nothing, and a block seen in part through a mask counts as visited. Means are taken in fp32 and rounded to
+    q.dtype. Returns out and LSE as block_attention does, and the LSE of the visited blocks alone, fp32 [B, Sq, H]
+    (-inf where a query visits nothing).
+
+    Raises: what block_attention raises.
+    Paper: Sol-Attn (arXiv 2607.24027), zero-order compensation
+    """
+    return _attend(q, k, v, indices, scale, kv_lengths, backend, compensate=True)
 
 
 def explain(q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices) -> list[Rejected]:
@@ -70,20 +94,41 @@ def explain(q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices) -> list[Reje
 def choose(name: str, q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices) -> Backend:
     """Return the named backend, or for "auto" the first automatic one that can run this call.
 
-    Raises: ValueError for an unknown name, and where the named one or, for "auto", every one refuses.
+    Raises: ValueError for an unknown name and where the named one refuses; NoBackendError where, for "auto", all do.
     """
     if name == "auto":
         for backend in BACKENDS.values():
             if backend.automatic and backend.refusal(q, k, v, indices) is None:
                 return backend
         reasons = "; ".join(f"{rejected.name}: {rejected.reason}" for rejected in explain(q, k, v, indices))
-        raise ValueError(f"no backend can run this call: {reasons} (reference, the slow oracle, runs only by name)")
+        raise NoBackendError(f"no backend can run this call: {reasons} (reference, the slow oracle, runs only by name)")
     if name not in BACKENDS:
         raise ValueError(f'backend must be one of {", ".join(("auto", *BACKENDS))}, got "{name}"')
     reason = BACKENDS[name].refusal(q, k, v, indices)
     if reason is not None:
         raise ValueError(f"backend {name} cannot run this call: {reason}")
     return BACKENDS[name]
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: BlockIndices,
+    scale: float | None,
+    kv_lengths: Tensor | None,
+    backend: str,
+    compensate: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Check everything, choose the backend and run it."""
+    _check_tensors(q, k, v, kv_lengths)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if not 0.0 < scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale}")
+    indices.validate(q, k, v)
+    chosen = choose(backend, q, k, v, indices)
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    return chosen.run(q, k, v, indices, scale, kv_lengths, compensate)
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None) -> None:
@@ -105,7 +150,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, kv_lengths: Tensor | None) -
     if q.shape[2] % k.shape[2] != 0:
         raise ValueError(f"heads of q must be a multiple of heads of k, got q={q.shape[2]}, k={k.shape[2]}")
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        raise ValueError("block_attention is forward only, got inputs that require grad; call it under torch.no_grad()")
+        raise ValueError("attention is forward only, got inputs that require grad; call it under torch.no_grad()")
     if kv_lengths is None:
         return
     if tuple(kv_lengths.shape) != (q.shape[0],) or kv_lengths.dtype != torch.int32:
@@ -141,11 +186,17 @@ def _refuse_triton(q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices) -> st
 
 
 def _run_triton(
-    q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices, scale: float, kv_lengths: Tensor | None
-) -> tuple[Tensor, Tensor]:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: BlockIndices,
+    scale: float,
+    kv_lengths: Tensor | None,
+    compensate: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
     from dit_sparse.kernels import triton_forward  # triton is not there on every system
 
-    return triton_forward.attention(q, k, v, indices, scale, kv_lengths)
+    return triton_forward.attention(q, k, v, indices, scale, kv_lengths, compensate)
 
 
 BACKENDS: dict[str, Backend] = {

@@ -189,11 +189,19 @@ def _bench_shape(shape: Shape, usable: bool, variants: bool, report: Report) -> 
 
 
 def _triton_attention(
-    q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices, scale: float, kv_lengths: Tensor | None, *, launch: Launch
-) -> tuple[Tensor, Tensor]:
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: BlockIndices,
+    scale: float,
+    kv_lengths: Tensor | None,
+    compensate: bool,
+    *,
+    launch: Launch,
+) -> tuple[Tensor, Tensor, Tensor]:
     from dit_sparse.kernels import triton_forward  # triton is not there on every system
 
-    return triton_forward.attention(q, k, v, indices, scale, kv_lengths, launch)
+    return triton_forward.attention(q, k, v, indices, scale, kv_lengths, compensate, launch)
 
 
 def _indices_from_lists(idx: Tensor, cnt: Tensor, q_tokens: int, kv_tokens: int) -> BlockIndices:
@@ -279,11 +287,10 @@ def _spot_checked(q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices, launch
     Raises: ValueError if they disagree.
     """
     scale = q.shape[-1] ** -0.5
-    if launch is None:
-        call = partial(block_attention, q, k, v, indices, backend="triton")
-    else:
-        call = partial(_triton_attention, q, k, v, indices, scale, None, launch=launch)
-    out, _ = call()
+    call: Callable[[], tuple[Tensor, ...]] = partial(block_attention, q, k, v, indices, backend="triton")
+    if launch is not None:
+        call = partial(_triton_attention, q, k, v, indices, scale, None, False, launch=launch)
+    out = call()[0]
     kept = indices.block_mask()
     heads, blocks = q.shape[2], indices.query_blocks
     for head, block in ((0, 0), (heads - 1, blocks - 1), (heads // 2, blocks // 3)):

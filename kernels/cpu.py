@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dit_sparse.kernels.indices import BLOCK, BlockIndices
 from dit_sparse.kernels.lists import BlockLists, compact, has_partial, tile_masks
+from dit_sparse.kernels.pool import log_counts, pool_blocks
 
 # The softmax runs in powers of two: torch's exp2 is several times faster here than its exp on masked values.
 LOG2_E = math.log2(math.e)
@@ -26,16 +27,24 @@ def attention(
     indices: BlockIndices,
     scale: float,
     kv_lengths: Tensor | None,  # int32 [B]
-) -> tuple[Tensor, Tensor]:
-    """Compute out [B, Sq, H, D] in q.dtype and the natural-log LSE [B, Sq, H] in fp32; products are fp32."""
+    compensate: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute out [B, Sq, H, D] in q.dtype, and the natural-log LSE and that of the visited blocks, fp32 [B, Sq, H].
+
+    Products are fp32. compensate lets the means of the other blocks stand for them.
+    """
     batch, _, heads, dim = q.shape
     lists = compact(indices, kv_lengths)
     queries = _blocked(q, indices.q_start, indices.q_len, None) * (scale * LOG2_E)
     keys = _blocked(k, indices.kv_start, indices.kv_len, kv_lengths)
     values = _blocked(v, indices.kv_start, indices.kv_len, kv_lengths)
     group = heads // k.shape[2]
-    out = queries.new_zeros((batch * heads * indices.query_blocks, BLOCK, dim))
-    lse = queries.new_full((batch * heads * indices.query_blocks, BLOCK), -torch.inf)
+    items = batch * heads * indices.query_blocks
+    sums = _Sums(
+        out=queries.new_zeros((items, BLOCK, dim)),
+        top=queries.new_full((items, BLOCK, 1), -torch.inf),
+        total=queries.new_zeros((items, BLOCK, 1)),
+    )
     masks = None
     if has_partial(indices, k.shape[1], kv_lengths):
         masks = _Masks(tile_masks(indices), _visible_lanes(indices, batch, kv_lengths))
@@ -53,19 +62,67 @@ def attention(
             hidden = masks.hidden(tile, head // heads, blocks[:, full:])
             logits[..., full * BLOCK :].unflatten(-1, (partial, BLOCK)).masked_fill_(hidden, -torch.inf)
         top = logits.amax(-1, keepdim=True)
-        if partial:
-            top.masked_fill_(top == -torch.inf, 0.0)
-        total = logits.sub_(top).exp2_().sum(-1, keepdim=True)
-        lse[item] = (top + total.log2()).mul_(LN_2).squeeze(-1)
+        total = logits.sub_(_finite(top) if partial else top).exp2_().sum(-1, keepdim=True)
+        sums.top[item], sums.total[item] = top, total
         if partial:
             total.masked_fill_(total == 0.0, 1.0)
         chunk_values = values.index_select(0, gathered).view(-1, count, dim)
-        out[item] = torch.bmm(logits, chunk_values).div_(total)
-    shape = (batch, heads, indices.query_blocks)
-    return (
-        _unblocked(out.view(*shape, BLOCK, dim), indices, q).to(q.dtype),
-        _unblocked(lse.view(*shape, BLOCK), indices, q),
-    )
+        sums.out[item] = torch.bmm(logits, chunk_values).div_(total)
+    shape = (batch, heads, indices.query_blocks, BLOCK)
+    computed_lse = lse = _unblocked(sums.lse().view(shape), indices, q)
+    if compensate:
+        _add_means(sums, queries, k, v, indices, kv_lengths)
+        lse = _unblocked(sums.lse().view(shape), indices, q)
+    return _unblocked(sums.out.view(*shape, dim), indices, q).to(q.dtype), lse, computed_lse
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Hold a softmax in powers of two of every query, item by item of (head, query block)."""
+
+    out: Tensor  # fp32 [items, 128, D], divided by total
+    top: Tensor  # fp32 [items, 128, 1]: largest logit so far, -inf for none
+    total: Tensor  # fp32 [items, 128, 1]: sum of the weights, relative to top
+
+    def lse(self) -> Tensor:
+        """Give the natural-log LSE [items, 128, 1] of what is in."""
+        return (self.top + self.total.log2()).mul_(LN_2)
+
+
+def _finite(top: Tensor) -> Tensor:
+    """Replace -inf, the top of nothing, by 0: -inf - -inf would be NaN."""
+    return top.masked_fill(top == -torch.inf, 0.0)
+
+
+def _add_means(
+    sums: _Sums,  # of the visited blocks, changed in place
+    queries: Tensor,  # fp32 [items, 128, D], scaled to powers of two
+    k: Tensor,
+    v: Tensor,
+    indices: BlockIndices,
+    kv_lengths: Tensor | None,
+) -> None:
+    """Bring the means of all blocks that a query block does not visit into its softmax."""
+    batch, _, kv_heads, _ = k.shape
+    heads = indices.heads // batch
+    pooled = (pool_blocks(x, indices.kv_start, indices.kv_len, kv_lengths, k.dtype) for x in (k, v))
+    mean_k, mean_v = (x.float().transpose(1, 2).flatten(0, 1) for x in pooled)  # [B*Hkv, K, D]
+    weight = log_counts(indices.kv_start, indices.kv_len, kv_lengths, batch) * LOG2_E
+    visited = indices.block_mask()
+    step = max(1, CHUNK_LOGITS // (BLOCK * indices.key_blocks))
+    for item in torch.arange(queries.shape[0]).split(step):
+        head, block = item // indices.query_blocks, item % indices.query_blocks
+        source = head // (heads // kv_heads)
+        added = weight[head // heads].masked_fill(visited[indices.head_of[head].long(), block], -torch.inf)
+        logits = torch.baddbmm(added[:, None], queries[item], mean_k[source].transpose(1, 2))
+        old_top, old_total = sums.top[item], sums.total[item]
+        top = torch.maximum(old_top, logits.amax(-1, keepdim=True))
+        weights = logits.sub_(_finite(top)).exp2_()
+        kept = old_total * (old_top - _finite(top)).exp2_()
+        total = kept + weights.sum(-1, keepdim=True)
+        sums.top[item], sums.total[item] = top, total
+        product = torch.baddbmm(sums.out[item] * kept, weights, mean_v[source])
+        sums.out[item] = product.div_(total.masked_fill(total == 0.0, 1.0))
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,11 @@ class Launch:
     precision: str  # of fp32 products: "ieee" or "tf32x3"; fp16 and bf16 ignore it
 
 
-def launch_for(head_dim: int, dtype: torch.dtype, arch: str) -> Launch:
-    """Choose a launch for arch "sm80", "sm90", "gfx942", "interpreter"; an unknown one gets what fits everywhere."""
+def launch_for(head_dim: int, dtype: torch.dtype, arch: str, compensate: bool = False) -> Launch:
+    """Choose a launch for arch "sm80", "sm90", "gfx942", "interpreter"; an unknown one gets what fits everywhere.
+
+    compensate: the launch has the loop over means too.
+    """
     if arch == "interpreter":
         return Launch(128, 128, 4, 1, tma=False, precision="ieee")
     wide = padded_head_dim(head_dim) == 128
@@ -34,7 +37,9 @@ def launch_for(head_dim: int, dtype: torch.dtype, arch: str) -> Launch:
     if arch == "sm90":  # the best, on the ragged blocks that real grids have, of those that never spill
         return Launch(64, 64, 4, 3, tma=True, precision="ieee")
     if arch in ("sm100", "sm103"):
-        return Launch(128, 128, 8, 2, tma=True, precision="ieee")
+        return Launch(128, 64 if compensate else 128, 8, 2, tma=True, precision="ieee")
+    if compensate:  # the tiles below spill with the loop over means
+        return Launch(64, 32, 4, 3 if arch == "sm80" else 2, tma=False, precision="ieee")
     if wide:  # three stages spill on sm86 and sm89 with Triton 3.7
         return Launch(128, 32, 8, 3 if arch == "sm80" else 2, tma=False, precision="ieee")
     return Launch(128, 64, 4, 3, tma=False, precision="ieee")

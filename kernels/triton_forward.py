@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -10,9 +10,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from dit_sparse.kernels.device import arch_of, on_device
 from dit_sparse.kernels.indices import BLOCK, BlockIndices
 from dit_sparse.kernels.launch import Launch, launch_for, padded_head_dim
 from dit_sparse.kernels.lists import BlockLists, has_partial
+from dit_sparse.kernels.pool import log_counts, pool_blocks
 from dit_sparse.kernels.triton_lists import compact
 
 MAX_HEAD_DIM = 128
@@ -33,6 +35,15 @@ def refusal(q: Tensor) -> str | None:
     return None
 
 
+@dataclass(frozen=True, eq=False)
+class Means:
+    """Hold what stands for the key blocks that a query block does not visit."""
+
+    k: Tensor  # [B, K, Hkv, D] in the dtype of q, contiguous
+    v: Tensor  # the same
+    log_counts: Tensor  # fp32 [B, K]: log of the visible keys, -inf for none
+
+
 def attention(
     q: Tensor,  # [B, Sq, H, D], D contiguous
     k: Tensor,  # [B, Sk, Hkv, D]
@@ -40,45 +51,67 @@ def attention(
     indices: BlockIndices,
     scale: float,
     kv_lengths: Tensor | None,  # int32 [B]
+    compensate: bool = False,
     launch: Launch | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Compute out [B, Sq, H, D] in q.dtype and the LSE, fp32 [B, Sq, H]; launch None takes the heuristic."""
-    with _on_device(q):
-        return attend_lists(q, k, v, indices, compact(indices, kv_lengths), scale, kv_lengths, launch)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute out [B, Sq, H, D] in q.dtype, the LSE and that of the visited blocks alone, both fp32 [B, Sq, H].
+
+    compensate lets the means of the other blocks stand for them; launch None takes the heuristic.
+    """
+    with on_device(q):
+        lists = compact(indices, kv_lengths)
+        means = block_means(k, v, indices, kv_lengths) if compensate else None
+        return attend_lists(q, k, v, indices, lists, scale, kv_lengths, launch, means)
+
+
+def block_means(k: Tensor, v: Tensor, indices: BlockIndices, kv_lengths: Tensor | None) -> Means:
+    """Average the visible keys and values of every key block."""
+    start, length = indices.kv_start, indices.kv_len
+    mean_k, mean_v = (pool_blocks(x, start, length, kv_lengths, x.dtype).contiguous() for x in (k, v))
+    return Means(mean_k, mean_v, log_counts(start, length, kv_lengths, k.shape[0]).contiguous())
 
 
 def attend_lists(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    indices: BlockIndices,  # its blocks and masks are read, its bitmaps are not
+    indices: BlockIndices,  # its blocks and masks are read, its bitmaps only with means
     lists: BlockLists,
     scale: float,
     kv_lengths: Tensor | None = None,
     launch: Launch | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Do what attention() does, from lists that exist already."""
+    means: Means | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do what attention() does, from lists and means that exist already."""
     batch, q_tokens, heads, head_dim = q.shape
-    launch = launch_for(head_dim, q.dtype, _arch(q.device)) if launch is None else launch
+    compensate = means is not None
+    launch = launch_for(head_dim, q.dtype, arch_of(q.device), compensate) if launch is None else launch
     tma = launch.tma and _fits_tma(k) and _fits_tma(v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, q_tokens, heads), dtype=torch.float32, device=q.device)
+    computed_lse = torch.empty(lse.shape, dtype=torch.float32, device=q.device) if compensate else lse
     padded = padded_head_dim(head_dim)
-    with _on_device(q):
+    with on_device(q):
         _forward[(batch * heads * indices.query_blocks * (BLOCK // launch.block_m),)](
             q,
             k,
             v,
             _descriptor(k, launch.block_n, padded) if tma else None,
             _descriptor(v, launch.block_n, padded) if tma else None,
+            None if means is None else means.k,
+            None if means is None else means.v,
+            None if means is None else means.log_counts,
             out,
             lse,
+            computed_lse,
             lists.blocks,
             lists.tiles,
             indices.masks,
             lists.full_count,
             lists.partial_count,
             lists.row_of,
+            indices.head_of,
+            indices.bits,
             indices.q_start,
             indices.q_len,
             indices.kv_start,
@@ -92,6 +125,7 @@ def attend_lists(
             heads,
             heads // k.shape[2],
             indices.query_blocks,
+            indices.key_blocks,
             lists.blocks.shape[2],
             scale * LOG2_E,
             D=head_dim,
@@ -101,31 +135,17 @@ def attend_lists(
             BLOCK_N=launch.block_n,
             PARTIAL=has_partial(indices, k.shape[1], kv_lengths),
             RAGGED=kv_lengths is not None or k.shape[1] != BLOCK * indices.key_blocks,
+            COMPENSATE=compensate,
             PRECISION=launch.precision,
             num_warps=launch.num_warps,
             num_stages=launch.num_stages,
         )
-    return out, lse
-
-
-def _on_device(q: Tensor) -> AbstractContextManager[object]:
-    """Make q's GPU the current one: Triton launches there."""
-    return torch.cuda.device(q.device) if q.device.type == "cuda" else nullcontext()
+    return out, lse, computed_lse
 
 
 def _interpreted() -> bool:
     """Tell whether Triton runs its interpreter, in which these kernels take CPU tensors."""
     return not isinstance(_forward, triton.JITFunction)
-
-
-def _arch(device: torch.device) -> str:
-    """Name the chip as launch_for wants it."""
-    if device.type != "cuda":
-        return "interpreter"
-    if torch.version.hip is not None:
-        return torch.cuda.get_device_properties(device).gcnArchName.split(":")[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm{major}{minor}"
 
 
 def _fits_tma(x: Tensor) -> bool:
@@ -161,7 +181,7 @@ def _tile(
         return desc.load([batch, head, start, 0]).reshape(BLOCK_N, D_PAD)
     lane = tl.arange(0, BLOCK_N)
     column = tl.arange(0, D_PAD)
-    pointers = base_ptr + start.to(tl.int64) * stride + (lane[:, None] * stride + column[None, :])
+    pointers = base_ptr + tl.cast(start, tl.int64) * stride + (lane[:, None] * stride + column[None, :])
     if MASK_ROWS:
         if D == D_PAD:
             return tl.load(pointers, mask=lane[:, None] < rows_left, other=0.0)
@@ -178,14 +198,20 @@ def _forward(
     v_ptr,
     k_desc,  # or None
     v_desc,  # or None
+    mean_k_ptr,  # [B, K, Hkv, D] or None
+    mean_v_ptr,  # [B, K, Hkv, D] or None
+    log_counts_ptr,  # fp32 [B, K] or None
     out_ptr,
     lse_ptr,
+    computed_lse_ptr,  # strides of lse
     blocks_ptr,  # int16 [R, Q, list_width]
     tiles_ptr,  # int16 [R, Q, list_width] or None
     masks_ptr,  # int32 [M, 128, 4] or None
     full_count_ptr,  # int32 [R, Q]
     partial_count_ptr,  # int32 [R, Q]
-    row_of_ptr,  # int32 [B*H]
+    row_of_ptr,  # int32 [B*H]: row of R
+    head_of_ptr,  # int32 [B*H]: row of U
+    bits_ptr,  # int32 [U, Q, ceil(K/32)]
     q_start_ptr,
     q_len_ptr,
     kv_start_ptr,
@@ -208,6 +234,7 @@ def _forward(
     heads,
     group,  # query heads per key head
     query_blocks,
+    key_blocks,
     list_width,
     scale_log2,  # scale * log2(e): the softmax runs in powers of two
     D: tl.constexpr,
@@ -217,6 +244,7 @@ def _forward(
     BLOCK_N: tl.constexpr,
     PARTIAL: tl.constexpr,  # some list may hold partial blocks
     RAGGED: tl.constexpr,  # some partial block may have fewer than 128 visible keys
+    COMPENSATE: tl.constexpr,  # the means of key blocks that are not visited stand for them
     PRECISION: tl.constexpr,
 ):
     """Compute BLOCK_M queries of one head. Heads follow one another, so that one head's K and V stay in L2."""
@@ -291,13 +319,46 @@ def _forward(
             acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
             top = new_top
 
-    empty = total == 0.0
-    acc = acc / tl.where(empty, 1.0, total)[:, None]
-    lse = tl.where(empty, float("-inf"), (top + tl.math.log2(tl.where(empty, 1.0, total))) * 0.6931471805599453)
+    lse_place = batch64 * lse_stride_b + (start + lane).to(tl.int64) * lse_stride_s + head
+    if COMPENSATE:
+        tl.store(computed_lse_ptr + lse_place, _lse(top, total), mask=lane < rows_left)
+        kv_heads = heads // group
+        mean_base = (batch64 * key_blocks * kv_heads + kv_head) * D
+        bits_row = tl.load(head_of_ptr + head_index).to(tl.int64) * query_blocks + query_block
+        bits_row_ptr = bits_ptr + bits_row * tl.cdiv(key_blocks, 32)
+        for first in tl.range(0, key_blocks, BLOCK_N):
+            block = first + tl.arange(0, BLOCK_N)
+            word = tl.load(bits_row_ptr + block // 32, mask=block < key_blocks, other=-1)
+            count = tl.load(log_counts_ptr + batch64 * key_blocks + block, mask=block < key_blocks, other=0.0)
+            weight = tl.where(((word >> (block % 32)) & 1) != 0, float("-inf"), count * 1.4426950408889634)
+            left = key_blocks - first
+            k = _tile(mean_k_ptr + mean_base, None, batch, kv_head, first, kv_heads * D, left, D, D_PAD, BLOCK_N, True)
+            logits = tl.dot(q, k.T, input_precision=PRECISION) * scale_log2 + weight[None, :]
+            new_top = tl.maximum(top, tl.max(logits, 1))
+            # A row that no block has reached so far keeps -inf here too.
+            shift = tl.where(new_top == float("-inf"), 0.0, new_top)
+            weights = tl.math.exp2(logits - shift[:, None])
+            rescale = tl.math.exp2(top - shift)
+            total = total * rescale + tl.sum(weights, 1)
+            acc = acc * rescale[:, None]
+            v = _tile(mean_v_ptr + mean_base, None, batch, kv_head, first, kv_heads * D, left, D, D_PAD, BLOCK_N, True)
+            acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
+            top = new_top
+
+    acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     out_rows = out_ptr + batch64 * out_stride_b + head.to(tl.int64) * out_stride_h + start.to(tl.int64) * out_stride_s
     tl.store(out_rows + (lane[:, None] * out_stride_s + column[None, :]), acc.to(out_ptr.dtype.element_ty), mask=stored)
-    lse_rows = lse_ptr + batch64 * lse_stride_b + start.to(tl.int64) * lse_stride_s + head
-    tl.store(lse_rows + lane * lse_stride_s, lse, mask=lane < rows_left)
+    tl.store(lse_ptr + lse_place, _lse(top, total), mask=lane < rows_left)
+
+
+@triton.jit
+def _lse(
+    top,  # fp32 [BLOCK_M], base 2
+    total,  # fp32 [BLOCK_M]
+):
+    """Give the natural-log LSE of a softmax in powers of two, -inf where nothing was added."""
+    empty = total == 0.0
+    return tl.where(empty, float("-inf"), (top + tl.math.log2(tl.where(empty, 1.0, total))) * 0.6931471805599453)
 
 
 @triton.jit

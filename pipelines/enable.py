@@ -39,6 +39,7 @@ def enable(
     min_tokens: int | None = None,
     backend: str = "auto",
     strict: bool = False,
+    monitor: bool = False,
 ) -> None:
     """Make the self-attention of a pipeline's transformers, or of one transformer, sparse; options as in `Options`.
 
@@ -54,7 +55,7 @@ def enable(
     Raises: ValueError for a model without known layers, a plan that does not fit it, an unknown spec or an option out
         of range; FileNotFoundError for a plan that is not there. Nothing was changed then.
     """
-    options = Options(dense_steps, dense_layers, min_tokens, backend, strict)
+    options = Options(dense_steps, dense_layers, min_tokens, backend, strict, monitor)
     targets = find_targets(pipe, grid, layers)
     made = derive(targets, parse_spec(spec), options)
     if any(target.enabled for target in targets):
@@ -85,12 +86,13 @@ def sparse(
     min_tokens: int | None = None,
     backend: str = "auto",
     strict: bool = False,
+    monitor: bool = False,
 ) -> Iterator[PipeT]:
     """Enable within a `with` block; on leaving it, put back what was there before, an earlier plan too.
 
     Raises: as `enable`.
     """
-    options = Options(dense_steps, dense_layers, min_tokens, backend, strict)
+    options = Options(dense_steps, dense_layers, min_tokens, backend, strict, monitor)
     targets = find_targets(pipe, grid, layers)
     made = derive(targets, parse_spec(spec), options)
     before = [(target.sparse(), target.told_model()) for target in targets]
@@ -117,6 +119,7 @@ def processors(
     min_tokens: int | None = None,
     backend: str = "auto",
     strict: bool = False,
+    monitor: bool = False,
 ) -> dict[str, Any]:
     """Return a dict for `transformer.set_attn_processor(...)`: its own processors, sparse ones for the target layers.
 
@@ -126,7 +129,7 @@ def processors(
 
     Raises: as `enable`.
     """
-    options = Options(dense_steps, dense_layers, min_tokens, backend, strict)
+    options = Options(dense_steps, dense_layers, min_tokens, backend, strict, monitor)
     if not isinstance(transformer, nn.Module):
         raise ValueError(
             f"processors() takes one transformer, got {type(transformer).__name__}; pass pipe.transformer, or use "
@@ -209,9 +212,10 @@ class PipelineLink:
         min_tokens: int | None = None,
         backend: str = "auto",
         strict: bool = False,
+        monitor: bool = False,
     ) -> None:
         """Enable a plan on the pipeline, in place of an earlier one; raises as `enable`."""
-        options = Options(dense_steps, dense_layers, min_tokens, backend, strict)
+        options = Options(dense_steps, dense_layers, min_tokens, backend, strict, monitor)
         targets = find_targets(self.pipe(), grid, layers)
         _switch_on(self.pipe(), targets, derive(targets, parse_spec(spec), options))
 

@@ -27,7 +27,7 @@ from dit_sparse.plan import Plan
 from dit_sparse.record import Summary
 from dit_sparse.search.environment import environment
 from dit_sparse.search.metrics import measure
-from dit_sparse.search.report import to_json, to_markdown
+from dit_sparse.search.report import measured_fields, to_json, to_markdown
 from dit_sparse.search.request import Request, check_request, reproduce_command
 from dit_sparse.search.staging import check_writable, staged
 from dit_sparse.search.video import enlarge, side_by_side, stills, to_bytes, write_mp4
@@ -48,6 +48,7 @@ class Run:
     attention_seconds: float | None
     attention_steps: int
     summary: Summary
+    measured: Summary | None = None  # of a run of its own under monitor=True
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +168,15 @@ def _run_plan(
         )
     if taken.dense_call_seconds is None:  # dense calls that come after the timed steps
         taken = replace(taken, dense_call_seconds=dense_time.dense_call_seconds)
-    return Run(clip, taken.of_run(record.sparse_calls, record.dense_calls), taken.steps, record)
+    measured = _run_monitored(pipe, request, job, name, plan, progress) if request.options.monitor else None
+    return Run(clip, taken.of_run(record.sparse_calls, record.dense_calls), taken.steps, record, measured)
+
+
+def _run_monitored(pipe: Any, request: Request, job: Job, name: str, plan: Plan, progress: Progress) -> Summary:
+    """Generate once more and measure recall and error of each sparse call: that costs time, which must not count."""
+    with sparse(pipe, plan, **request.enable_options, monitor=True):
+        generate(pipe, job, on_step=_watch(progress, f"{name}: monitoring", job))
+        return summary(pipe)
 
 
 def _report(
@@ -215,6 +224,7 @@ def _report(
                 "dense_calls": run.summary.dense_calls,
                 "dense_reasons": run.summary.dense_reasons,
                 "metrics": asdict(measure(dense.clip.frames, run.clip.frames)),
+                **({} if run.measured is None else {"measured": measured_fields(run.measured)}),
             }
             for spec, (name, run) in zip(request.plans, runs.items(), strict=True)
         ],

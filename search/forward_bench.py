@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +15,7 @@ import torch
 from torch import nn
 
 from dit_sparse.grid import Grid
-from dit_sparse.patterns import Dense, Neighborhood, Pattern, Radial, Skip, StaticPattern, TopBlocks
-from dit_sparse.patterns.base import static_selection
+from dit_sparse.patterns import Dense, Neighborhood, Pattern, Radial, Skip, TopBlocks
 from dit_sparse.pipelines.architectures import ARCHITECTURES, Architecture
 from dit_sparse.pipelines.enable import disable, enable, summary
 from dit_sparse.pipelines.hooks import find_hook
@@ -25,12 +23,12 @@ from dit_sparse.pipelines.models import attention_module, head_dim_of, heads_of
 from dit_sparse.pipelines.targets import find_targets
 from dit_sparse.plan import Plan
 from dit_sparse.schedule import Schedule
+from dit_sparse.search.fitting import fit
 from dit_sparse.search.row_check import check_rows
 
 if TYPE_CHECKING:
     from dit_sparse.attention import Layer
 
-TRIES = 7  # of a bisection: the windows on a grid are few
 SLOW_SECONDS = 8.0  # a slower forward is timed once
 ROUNDS = 3
 HEADINGS = (
@@ -120,31 +118,15 @@ def _bench_one(
     told(f"{name}: Dense() against stock, relative L2: {_relative(trimmed, stock_out):.2e}")
     measure("without attention", Skip())
     for pattern in patterns or fitted(grid, density, device):
-        out = measure(_label(pattern), pattern)
+        out = measure(str(pattern), pattern)
         if not bool(out.isfinite().all()):
             raise RuntimeError(f"{name}: {pattern} gave values that are not finite")
     return rows
 
 
 def fitted(grid: Grid, density: float, device: torch.device) -> list[Pattern]:
-    """Return the patterns of the comparison, each with about this computed density on a grid."""
-    radial = _fit(lambda x: Radial(kind="block", decay=x), grid, density, device)
-    window = _fit(lambda x: Neighborhood(window=x), grid, density, device)
-    return [radial, window, TopBlocks(keep=density)]
-
-
-def _fit(make: Callable[[float], StaticPattern], grid: Grid, density: float, device: torch.device) -> StaticPattern:
-    """Bisect the one number of a static pattern, in (0, 1], over which its computed density grows."""
-    low, high = 0.0, 1.0
-    best: tuple[float, StaticPattern] = (math.inf, make(1.0))
-    for _ in range(TRIES):
-        middle = (low + high) / 2
-        pattern = make(round(middle, 4))
-        layout = pattern.token_order().layout(grid, device)
-        visited = float(static_selection(pattern, grid, layout).visited_pairs) / grid.video_tokens**2
-        best = min(best, (abs(visited - density), pattern), key=lambda one: one[0])
-        low, high = (middle, high) if visited < density else (low, middle)
-    return best[1]
+    """Return the patterns of the comparison, each as near to this computed density on a grid as it comes."""
+    return [fit(pattern, grid, density, device) for pattern in (Radial(kind="block"), Neighborhood(), TopBlocks())]
 
 
 def _time(name: str, label: str, model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Row]:
@@ -196,16 +178,6 @@ def _shape(model: nn.Module, inputs: dict[str, Any]) -> tuple[Grid, int, int]:
     (target,) = find_targets(model)
     attention = attention_module(model, target.layers[0])
     return target.model.grid(cast(Any, model).config, inputs), heads_of(attention), head_dim_of(attention)
-
-
-def _label(pattern: Pattern) -> str:
-    """Write a pattern as it is given on the command line: its numbers, and what is not the default."""
-    shown = [
-        f"{one.name}={value}"
-        for one in dataclasses.fields(pattern)
-        if (value := getattr(pattern, one.name)) != one.default or isinstance(value, float)
-    ]
-    return f"{pattern.name}:{','.join(shown)}"
 
 
 def _relative(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -6,20 +6,13 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-
 from dit_sparse.grid import Grid
-from dit_sparse.kernels.indices import unpack_bits
-from dit_sparse.patterns import PATTERNS, Pattern, StaticPattern
-from dit_sparse.patterns.base import static_selection
+from dit_sparse.patterns import PATTERNS, Dense, Pattern, StaticPattern
 from dit_sparse.plan import Plan, format_indices
-from dit_sparse.search.staging import check_writable, staged
+from dit_sparse.search import pictures
 from dit_sparse.spec import PRESETS, parse_spec
 
-MOST_TOKENS = 200_000  # a static mask is counted pair by pair: above this it takes minutes on a CPU
-PICTURE_PIXELS = 512
-EMPTY, PARTIAL, FULL = 245, 140, 20
+MOST_TOKENS = 200_000  # above this even some rows of blocks take minutes on a CPU
 
 
 def list_specs() -> list[str]:
@@ -34,15 +27,19 @@ def list_specs() -> list[str]:
 
 
 def parse_grid(text: str) -> Grid:
-    """Read a token grid such as 21x30x52.
+    """Read a token grid such as 21x30x52, or 21x30x52+226 with that many text tokens behind the video.
 
     Raises:
         ValueError: not three positive integers, or more tokens than a mask is counted for.
     """
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
-        raise ValueError(f"grid must be frames x rows x columns, e.g. 21x30x52, got {text!r}")
-    grid = Grid(*(int(part) for part in parts))
+    video, plus, tokens = text.lower().partition("+")
+    parts = video.split("x")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in [*parts, *([tokens] if plus else [])]):
+        raise ValueError(
+            f"grid must be frames x rows x columns, e.g. 21x30x52, or with text 21x30x52+226, got {text!r}"
+        )
+    frames, height, width = map(int, parts)
+    grid = Grid(frames, height, width, suffix=int(tokens or 0))
     if grid.tokens > MOST_TOKENS:
         raise ValueError(f"grid {text} has {grid.tokens:,} tokens; masks are counted for at most {MOST_TOKENS:,}")
     return grid
@@ -63,27 +60,14 @@ def describe(spec: str, grid: Grid) -> dict[str, Any]:
 
 
 def draw(spec: str, grid: Grid, path: Path) -> None:
-    """Draw the 128-token blocks of a plan's first static pattern in kernel order: dark full, grey partial, light empty.
+    """Draw the blocks of a plan's first pattern that is not dense, or of the dense one: see `pictures.draw`.
 
     Raises:
-        ValueError: no pattern of the plan is static, or the file cannot be written.
+        ValueError: a pattern that does not fit the grid, or a file that cannot be written.
     """
-    static = [rule.pattern for rule in parse_spec(spec).rules if isinstance(rule.pattern, StaticPattern)]
-    if not static:
-        raise ValueError(f"{spec} has no pattern that is known without content, so there is no mask to draw")
-    check_writable(path.parent)
-    layout = static[0].token_order().layout(grid, torch.device("cpu"))
-    indices = static_selection(static[0], grid, layout).indices
-    visited = unpack_bits(indices.bits, indices.key_blocks)[0]
-    shades = torch.where(visited, FULL, EMPTY)
-    if indices.partial_bits is not None:
-        shades[unpack_bits(indices.partial_bits, indices.key_blocks)[0]] = PARTIAL
-    scale = max(1, PICTURE_PIXELS // shades.shape[0])
-    picture = Image.fromarray(shades.to(torch.uint8).numpy()).resize(
-        (shades.shape[1] * scale, shades.shape[0] * scale), Image.Resampling.NEAREST
-    )
-    with staged(path.parent) as folder:
-        picture.save(folder / path.name, format="PNG")
+    patterns = [rule.pattern for rule in parse_spec(spec).rules]
+    sparse = [pattern for pattern in patterns if not isinstance(pattern, Dense)]
+    pictures.draw([*sparse, *patterns, Dense()][0], grid, path)
 
 
 def _rules(plan: Plan) -> list[str]:
@@ -98,9 +82,19 @@ def _rules(plan: Plan) -> list[str]:
 
 
 def _density(pattern: Pattern, grid: Grid) -> str:
-    if not isinstance(pattern, StaticPattern):
-        return "chosen from the content at run time; see the densities of a report"
-    found = static_selection(pattern, grid, pattern.token_order().layout(grid, torch.device("cpu")))
-    pairs = float(grid.video_tokens) ** 2
-    kept, computed = float(found.kept_pairs) / pairs, float(found.visited_pairs) / pairs
-    return f"keep {kept:.1%} (skip {1 - kept:.1%}), in whole blocks {computed:.1%}"
+    small = grid.tokens <= pictures.MOST_MADE_UP_TOKENS
+    if isinstance(pattern, StaticPattern):
+        # a large grid is told from some of its query blocks: counting all of them takes minutes
+        kept, computed = pattern.densities(grid) if not small else pattern.densities(grid, sampled_blocks=None)
+        about = "" if small else "about "
+        return f"keep {about}{kept:.1%} (skip {1 - kept:.1%}), in whole blocks {computed:.1%}"
+    if not small:
+        return (
+            "chosen from the content at run time; see the densities of a report, or a grid of at most "
+            f"{pictures.MOST_MADE_UP_TOKENS:,} tokens for those on a made-up input"
+        )
+    look = pictures.look_at(pattern, grid)
+    return (
+        f"keep {look.density:.1%} (skip {1 - look.density:.1%}), in whole blocks {look.computed_density:.1%}, "
+        "on a made-up input: the content decides at run time"
+    )

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dit_sparse.record import Summary
+
 SCHEMA = Path(__file__).with_name("report.schema.json")
 HEADINGS = ("run", "seconds", "speed-up", "attention s", "attention speed-up", "computed density", "PSNR dB", "SSIM")
 
@@ -55,6 +57,15 @@ def load_report(folder: str | Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return report
+
+
+def measured_fields(summary: Summary) -> dict[str, Any] | None:
+    """Return what monitoring measured, over all sparse calls and for each (layer, step, head), or None for nothing."""
+    found = summary.to_dict()
+    if found["measured"] is None:
+        return None
+    layers = [{"name": layer["name"], "calls": layer["measured"]} for layer in found["layers"]]
+    return {**found["measured"], "lowest_at": list(found["measured"]["lowest_at"]), "layers": layers}
 
 
 def table_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -119,6 +130,18 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             f"- **{run['name']}** (`{run['spec']}`): {run['sparse_calls']} calls sparse, {run['dense_calls']} dense"
         )
         lines += [f"  - {count} × {_escape(reason)}" for reason, count in run["dense_reasons"].items()]
+    if monitored := [run for run in report["sparse"] if run.get("measured")]:
+        lines += [
+            "", "## Measured in each sparse call", "",
+            "Sampled rows against exact attention, in a run of its own: a diagnostic of single calls. Neither recall "
+            "nor the error of a call ranks plans by the quality of the clip.", "",
+            _markdown_table(
+                ("run", "mean recall", "lowest recall (layer, step, head)", "mean output error"),
+                [(run["name"], f"{found['recall']:.3f}",
+                  f"{found['lowest_recall']:.3f} ({', '.join(map(str, found['lowest_at']))})", f"{found['error']:.3f}")
+                 for run in monitored for found in (run["measured"],)],
+            ),
+        ]  # fmt: skip
     if report["notes"]:
         lines += ["", "## Notes", "", *(f"- {_escape(note)}" for note in report["notes"])]
     lines += ["", "## Environment", "", *environment_lines(report["environment"])]

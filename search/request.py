@@ -93,6 +93,7 @@ def reproduce_command(request: Request) -> str:
     flags += [("--min-tokens", options.min_tokens), ("--dense-steps", options.dense_steps)]
     flags += [("--dense-layers", options.dense_layers), ("--attention-steps", request.attention_steps)]
     words = [word for name, value in flags if value is not None for word in (name, str(value))]
+    words += ["--monitor"] if options.monitor else []
     return shlex.join(["dit-sparse", "compare", *words])
 
 

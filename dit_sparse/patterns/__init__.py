@@ -6,26 +6,37 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from dit_sparse.patterns.base import Pattern, PatternState, Selection, StaticPattern
+from dit_sparse.patterns.base import Pattern, PatternState, StaticPattern
 from dit_sparse.patterns.cached import Cached
 from dit_sparse.patterns.dense import Dense
+from dit_sparse.patterns.frames import AutoFrames, Frames
 from dit_sparse.patterns.neighborhood import Neighborhood
+from dit_sparse.patterns.powers import Powers
 from dit_sparse.patterns.radial import Radial
 from dit_sparse.patterns.skip import Skip
+from dit_sparse.patterns.strided import Strided
+from dit_sparse.patterns.stripes import Stripes
 from dit_sparse.patterns.topblocks import TopBlocks
+from dit_sparse.selection import Selection
 
 PATTERNS: dict[str, type[Pattern]] = {
     "dense": Dense,
     "skip": Skip,
     "neighborhood": Neighborhood,
     "radial": Radial,
+    "frames": Frames,
+    "autoframes": AutoFrames,
+    "stripes": Stripes,
+    "powers": Powers,
+    "strided": Strided,
     "topblocks": TopBlocks,
     "cached": Cached,
 }
 
 __all__ = [
-    "PATTERNS", "Cached", "Dense", "Neighborhood", "Pattern", "PatternState", "Radial", "Selection", "Skip",
-    "StaticPattern", "TopBlocks", "pattern_from_dict", "pattern_from_text",
+    "PATTERNS", "AutoFrames", "Cached", "Dense", "Frames", "Neighborhood", "Pattern", "PatternState", "Powers",
+    "Radial", "Selection", "Skip", "StaticPattern", "Strided", "Stripes", "TopBlocks", "pattern_from_dict",
+    "pattern_from_text",
 ]  # fmt: skip
 
 
@@ -63,8 +74,8 @@ def pattern_from_dict(values: object, where: str = "pattern") -> Pattern:
 def pattern_from_text(text: str) -> Pattern:
     """Read `topblocks:keep=0.2`, `neighborhood:window=5x0.5x0.5`, `cached:refresh_steps=4,pattern=topblocks:keep=0.2`.
 
-    Values are numbers, true/false, words, or three values joined by `x`; options of an inner pattern are separated
-    by semicolons.
+    Values are numbers, true/false, words, or several values joined by `x` (one alone: `0.2x`); options of an inner
+    pattern are separated by semicolons. `str(pattern)` writes this form.
 
     Raises: ValueError for an unknown name, field or value.
     """
@@ -83,9 +94,9 @@ def _text_to_dict(text: str, separator: str) -> dict[str, Any]:
 
 
 def _text_to_value(text: str) -> Any:
-    per_axis = [_text_to_value(part.strip()) for part in text.split("x")] if text.count("x") == 2 else []
-    if per_axis and not any(isinstance(value, str) for value in per_axis):
-        return per_axis
+    parts = [_text_to_value(part.strip()) for part in text.removesuffix("x").split("x")] if "x" in text else []
+    if parts and not any(isinstance(value, str) for value in parts):
+        return parts
     match text.lower():
         case "true" | "false":
             return text.lower() == "true"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -10,37 +10,21 @@ import torch
 from torch import Tensor
 
 from dit_sparse.grid import Grid
-from dit_sparse.kernels.indices import BLOCK, BlockIndices, pack_bits, unpack_bits
+from dit_sparse.masks import Rule, rule_densities, rule_selection, stacked
 from dit_sparse.order import Layout, TokenOrder
+from dit_sparse.rows import sample_rows as sample_rows
+from dit_sparse.selection import Attended, Exact, Selection
 
-# Token pairs evaluated at once while a static mask is built: bounds its memory at some hundred MiB.
-PAIRS_PER_CHUNK = 1 << 24
-
-
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """Hold what a pattern chose for one call, and how much that is.
-
-    `kept_pairs` and `visited_pairs` count query-key pairs among video tokens, summed over batch and heads: those
-    attended, and those in blocks that the kernel reads. They are 0-dim tensors (float64) on the device, so that
-    nothing waits for them.
-    """
-
-    indices: BlockIndices
-    kept_pairs: Tensor
-    visited_pairs: Tensor
-
-    def video_queries(self, layout: Layout) -> BlockIndices:
-        """Return the indices of a call whose queries are the video tokens alone: their blocks come first."""
-        return self.indices.first_queries(layout.video_blocks)
+# Query blocks that tell a static pattern's density on a large grid: enough for two digits.
+SAMPLED_BLOCKS = 48
 
 
 @dataclass
 class PatternState:
-    """Hold what a pattern may remember: nothing here outlives the run or the shape it belongs to.
+    """Hold what a pattern may read beyond q and k, and what it may remember.
 
     `shared` serves everything that depends on the grid alone; `memory` belongs to this run, branch, layer, group of
-    heads and shape. `step` is the denoising step, or None where nobody knows it.
+    heads and shape, and nothing in it outlives them. `step` is the denoising step, or None where nobody knows it.
     """
 
     layout: Layout
@@ -48,6 +32,10 @@ class PatternState:
     step: int | None = None
     shared: dict[Any, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
+    v: Tensor | None = None  # [B, S, Hkv, D] in kernel order
+    kv_lengths: Tensor | None = None  # int32 [B]: keys at kernel positions >= kv_lengths[b] are invisible
+    seed: int = 0  # of sampled rows: another one for each step and layer
+    exact: Exact | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +47,7 @@ class Pattern:
 
     name: ClassVar[str]
     exact: ClassVar[str]  # "token": partial blocks carry a bit tile; "block": a block is read whole or not at all
+    knob: ClassVar[str | None] = None  # the field that `with_density` sets
 
     def check(self, grid: Grid) -> None:
         """Raise ValueError where the configuration does not fit the grid."""
@@ -67,14 +56,38 @@ class Pattern:
         """Return the order in which tokens should reach the kernel."""
         return TokenOrder.parse(getattr(self, "order", "raster"))
 
+    def at_layer(self, layer: int) -> Pattern:
+        """Return the pattern that serves one layer, for patterns that take turns."""
+        return self
+
     def select(self, q: Tensor, k: Tensor, grid: Grid, state: PatternState) -> Selection:
         """Choose the blocks for one call. q, k: [B, S, H, D] in kernel order (`state.layout`)."""
         raise TypeError(f"{type(self).__name__} defines no selection: derive from StaticPattern or define select()")
 
+    def finish(self, attended: Attended, q: Tensor, k: Tensor, grid: Grid, state: PatternState) -> Tensor:
+        """Return the output of the call, [B, S, H, D] in kernel order: what the kernel made, unless overridden."""
+        return attended.out
+
+    def with_density(self, grid: Grid, target: float, device: torch.device | str = "cpu") -> Pattern:
+        """Return this pattern with its knob set so that about `target` of the pairs lie in visited blocks.
+
+        Static patterns count some query blocks for that, on `device`.
+
+        Raises: ValueError with the range that it can reach on this grid.
+        """
+        raise ValueError(f"{self.name} has no knob for its density")
+
+    def __str__(self) -> str:
+        """Write the pattern as `pattern_from_text` reads it, without what is the default."""
+        shown = {item.name: getattr(self, item.name) for item in fields(self)}
+        usual = {item.name: item.default for item in fields(self)}
+        options = [f"{name}={_to_text(value)}" for name, value in shown.items() if value != usual[name]]
+        return f"{self.name}:{','.join(options)}" if options else self.name
+
     def to_dict(self) -> dict[str, Any]:
-        """Return name and fields as JSON values; `pattern_from_dict` reads it back."""
+        """Return name and fields as JSON values, without those that are None; `pattern_from_dict` reads it back."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
-        return {"name": self.name} | {key: _to_json(value) for key, value in values.items()}
+        return {"name": self.name} | {key: _to_json(value) for key, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -83,12 +96,20 @@ class StaticPattern(Pattern):
 
     reads_text: ClassVar[bool] = True  # whether video queries read the text keys
 
-    def token_rule(self, grid: Grid, device: torch.device | str) -> Callable[[Tensor, Tensor], Tensor]:
+    def token_rule(self, grid: Grid, device: torch.device | str) -> Rule:
         """Return the definition on one grid: (q_index, k_index) -> bool, elementwise and broadcasting.
 
         Indices are raster indices of video tokens on `device`. What depends on the grid alone is made here, once.
         """
         raise TypeError(f"{type(self).__name__} must define token_rule()")
+
+    def variants(self, grid: Grid) -> Sequence[StaticPattern]:
+        """Return the patterns that the heads of a layer take in turn: only this one, unless overridden."""
+        return (self,)
+
+    def knob_settings(self, grid: Grid) -> Sequence[StaticPattern]:
+        """Return this pattern at each setting of its knob on a grid, from the sparsest to the densest."""
+        return ()
 
     def keep(self, q_index: Tensor, k_index: Tensor, grid: Grid) -> Tensor:
         """Say elementwise (broadcasting) whether video token q_index reads k_index: the definition."""
@@ -105,100 +126,70 @@ class StaticPattern(Pattern):
         mask[video, video] = self.keep(index[:, None], index[None], grid)
         return mask
 
+    def densities(
+        self, grid: Grid, device: torch.device | str = "cpu", sampled_blocks: int | None = SAMPLED_BLOCKS
+    ) -> tuple[float, float]:
+        """Return (density, computed density) among video tokens, from some query blocks or, with None, from all."""
+        self.check(grid)
+        layout = self.token_order().layout(grid, device)
+        found = [rule_densities(one.token_rule(grid, device), layout, sampled_blocks) for one in self.variants(grid)]
+        return sum(one[0] for one in found) / len(found), sum(one[1] for one in found) / len(found)
+
+    def with_density(self, grid: Grid, target: float, device: torch.device | str = "cpu") -> StaticPattern:
+        settings = self.knob_settings(grid)
+        if not settings:
+            found = self.densities(grid, device)[1]
+            raise ValueError(f"{self} has no knob for its density; it is {found:.3f} on the grid {grid}")
+        known: dict[int, float] = {}
+
+        def density(index: int) -> float:
+            if index not in known:
+                known[index] = settings[index].densities(grid, device)[1]
+            return known[index]
+
+        low, high = 0, len(settings) - 1
+        if not density(low) * 0.99 <= target <= density(high) * 1.01:
+            raise ValueError(
+                f"{self.name} reaches computed densities from {density(low):.3f} to {density(high):.3f} on the grid "
+                f"{grid} by its {self.knob}, got the target {target}"
+            )
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if density(middle) <= target else (low, middle)
+        return settings[min((low, high), key=lambda index: abs(density(index) - target))]
+
     def select(self, q: Tensor, k: Tensor, grid: Grid, state: PatternState) -> Selection:
         """Return the blocks of this grid, built once and shared by all layers, branches and steps."""
-        rows, heads = q.shape[0] * q.shape[2], ("static", self, q.device, q.shape[0] * q.shape[2])
+        rows, heads = q.shape[0] * q.shape[2], ("static", self, q.device, q.shape[0], q.shape[2])
         if heads not in state.shared:
             built = ("static", self, q.device)
             if built not in state.shared:
                 self.check(grid)
-                state.shared[built] = static_selection(self, grid, state.layout)
-            one: Selection = state.shared[built]
-            head_of = torch.zeros(rows, dtype=torch.int32, device=q.device)
-            indices = BlockIndices(
-                one.indices.bits, head_of, one.indices.q_start, one.indices.q_len, one.indices.kv_start,
-                one.indices.kv_len, one.indices.partial_bits, one.indices.mask_id, one.indices.masks,
-            )  # fmt: skip
-            state.shared[heads] = Selection(indices, one.kept_pairs * rows, one.visited_pairs * rows)
+                state.shared[built] = [
+                    rule_selection(one.token_rule(grid, q.device), state.layout, self.reads_text)
+                    for one in self.variants(grid)
+                ]
+            choices: list[Selection] = state.shared[built]
+            head_of = torch.arange(rows, dtype=torch.int32, device=q.device) % q.shape[2] % len(choices)
+            state.shared[heads] = stacked(choices, head_of)
         selection: Selection = state.shared[heads]
         return selection
 
 
 def static_selection(pattern: StaticPattern, grid: Grid, layout: Layout) -> Selection:
-    """Turn a pattern's token definition into blocks for one head: `U` = 1.
-
-    Every pair of video blocks is classified as empty, full or partial by evaluating `keep`, a slab of query blocks at
-    a time; partial blocks keep their 128x128 bit tile, equal tiles once. Text blocks are full.
-    """
-    device = layout.start.device
-    index, blocks, video = layout.video_index(), layout.blocks, layout.video_blocks
-    keep = pattern.token_rule(grid, device)
-    visited = torch.ones(blocks, blocks, dtype=torch.bool, device=device)
-    partial = torch.zeros(blocks, blocks, dtype=torch.bool, device=device)
-    visited[:video, video:] = pattern.reads_text
-    length = layout.length[:video].long()
-    tiles, kept_pairs = [], torch.zeros((), dtype=torch.float64, device=device)
-    slab = max(1, PAIRS_PER_CHUNK // (BLOCK * BLOCK * video))
-    for at in range(0, video, slab):
-        part = slice(at, min(at + slab, video))
-        rows = index[part]
-        valid = (rows >= 0)[:, None, :, None] & (index >= 0)[None, :, None, :]
-        kept = keep(rows.clamp(min=0)[:, None, :, None], index.clamp(min=0)[None, :, None, :]) & valid
-        pairs = kept.sum((2, 3))  # [slab, video]
-        some, whole = pairs > 0, pairs == length[part, None] * length
-        visited[part, :video], partial[part, :video] = some, some & ~whole
-        kept_pairs += pairs.sum()
-        tiles.append(pack_bits(kept[some & ~whole]))
-    visited_pairs = (visited[:video, :video] * (length[:, None] * length)).sum(dtype=torch.float64)
-    masks, mask_id = _distinct_tiles(torch.cat(tiles), partial, pattern)
-    indices = BlockIndices(
-        pack_bits(visited)[None],
-        torch.zeros(1, dtype=torch.int32, device=device),
-        layout.start,
-        layout.length,
-        layout.start,
-        layout.length,
-        pack_bits(partial)[None] if masks is not None else None,
-        mask_id,
-        masks,
-    )
-    return Selection(indices, kept_pairs, visited_pairs)
-
-
-def _distinct_tiles(tiles: Tensor, partial: Tensor, pattern: Pattern) -> tuple[Tensor | None, Tensor | None]:
-    """Store equal bit tiles [P, 128, 4] once: masks [M, 128, 4] and mask_id int16 [1, Q, K], or None without any."""
-    if not len(tiles):
-        return None, None
-    masks, inverse = torch.unique(tiles, dim=0, return_inverse=True)
-    if len(masks) > torch.iinfo(torch.int16).max:
-        raise ValueError(
-            f"{pattern} needs {len(masks)} distinct 128x128 masks on this grid, at most 32767 fit; "
-            "use a block form (kind='block') or another token order"
-        )
-    mask_id = torch.zeros(partial.shape, dtype=torch.int16, device=partial.device)
-    mask_id[partial] = inverse.to(torch.int16)
-    return masks, mask_id[None]
-
-
-def block_selection(kept: Tensor, q: Tensor, layout: Layout) -> Selection:
-    """Turn chosen video blocks, bool [B, H, Q, K], into indices; text blocks are added whole on both sides."""
-    batch, heads, video, _ = kept.shape
-    mask = torch.ones(batch * heads, layout.blocks, layout.blocks, dtype=torch.bool, device=q.device)
-    mask[:, :video, :video] = kept.flatten(0, 1)
-    keys_of_row = kept.float() @ layout.video_length  # exact: a row has fewer than 2^24 keys
-    pairs = (keys_of_row.double() @ layout.video_length.double()).sum()
-    head_of = torch.arange(batch * heads, dtype=torch.int32, device=q.device)
-    indices = BlockIndices(pack_bits(mask), head_of, layout.start, layout.length, layout.start, layout.length)
-    return Selection(indices, pairs, pairs)
-
-
-def video_blocks_of(indices: BlockIndices, layout: Layout) -> Tensor:
-    """Return which video blocks each row of U visits, bool [U, Q, K]: what pictures and statistics read."""
-    video = layout.video_blocks
-    return unpack_bits(indices.bits, indices.key_blocks)[:, :video, :video]
+    """Return the blocks of one head, without a cache; of patterns whose heads differ, those of the first."""
+    return rule_selection(pattern.variants(grid)[0].token_rule(grid, layout.start.device), layout, pattern.reads_text)
 
 
 def _to_json(value: Any) -> Any:
     if isinstance(value, Pattern):
         return value.to_dict()
-    return list(value) if isinstance(value, tuple) else value
+    return [_to_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _to_text(value: Any) -> str:
+    if isinstance(value, Pattern):
+        return str(value).replace(",", ";")
+    if isinstance(value, tuple):
+        return "x".join(map(_to_text, value)) if len(value) > 1 else f"{_to_text(value[0])}x"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,66 +1,280 @@
-"""Top-k blocks by the score of block means: the content decides."""
+"""The key blocks that matter most to each query block: the content decides."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
+from dit_sparse.estimate.blocks import Blocks
+from dit_sparse.estimate.budget import (
+    adaptive_budget,
+    error_budget,
+    ranking,
+    recall_budget,
+    rows_for_error,
+    rows_for_recall,
+    rows_per_block,
+)
+from dit_sparse.estimate.clusters import cluster_order
+from dit_sparse.estimate.row_outputs import error_curve
+from dit_sparse.estimate.row_scores import rows_of_blocks, sampled_score
+from dit_sparse.estimate.table import parse_score
 from dit_sparse.grid import Grid
+from dit_sparse.kernels.choice import choose_blocks
+from dit_sparse.kernels.indices import BlockIndices
 from dit_sparse.order import Layout, TokenOrder
-from dit_sparse.patterns.base import Pattern, PatternState, Selection, block_selection
+from dit_sparse.patterns.base import Pattern, PatternState
+from dit_sparse.selection import HeadOrder, Selection
+
+SINKS = ("text", "first_frame", "diagonal")
+SELECTORS = ("keep", "mass", "threshold", "recall", "error")
+CYCLE = ("raster", "column", "tile")  # the 1-D, 2-D and 3-D partitions that the layers take in turn
+SEED_OF_BUDGETS = 1  # added to the seed: a score of sampled rows must not be judged by the same rows
 
 
 @dataclass(frozen=True)
 class TopBlocks(Pattern):
-    """Keep, for each block of 128 queries, the `keep` share of key blocks with the highest estimated mass.
+    """Keep, for each block of 128 queries, the key blocks with the highest estimated attention mass.
 
-    The estimate of a block pair is the product of the mean query and the mean key, scaled, plus the log of the key
-    block's tokens, so that a short block is not overrated. At least one block is kept; ties go to the lower index.
-    Text keys are always read and text queries are dense.
-    keep: share of video key blocks per row, in (0, 1]. order: token order; 3-D tiles make block means meaningful.
+    How many: at most one of the first five; with none of them keep is 0.25.
+    keep: share of the blocks per row, in (0, 1]; at least one is kept.
+    mass: the best blocks until their share of the row's estimated mass reaches this, the crossing one included.
+    threshold: the blocks whose score is more than so many standard deviations above the mean of the row's scores.
+    recall: as few blocks as let the rows of a head read this share of their exact softmax mass in the mean, text
+        included; one number of blocks per head, from exactly computed sample rows.
+    error: as few blocks as keep the relative L2 error of a head's output at most this; likewise. Recall is met to .02
+        on rows that were not sampled; so is error, but where few rows carry most of a head's output and none is drawn.
+    at_least: with all but keep, the share of the blocks that a row keeps in any case.
 
-    Raises: ValueError for a keep outside (0, 1].
-    Paper: MoBA (arXiv 2502.13189), section 2.2; for video DiTs VMoBA (arXiv 2506.23858), section 3.
+    Which: score, a word and maybe a number: mean, lse:4 (sub-blocks), antidiagonal:8 (stride), exact, sampled:1 (rows
+        per block), lowbit:4 (bits), proxy:4 (heads per group), region:8 (blocks per region); see `dit_sparse.estimate`.
+        Ties go to the lower index.
+    order: token order; 3-D tiles make the tokens of a block alike. "cycle" lets the layers take raster, column and
+        tile in turn, and is tile where no layer is known.
+    clusters: sort the tokens of each head by k-means clusters first, so many, or (of queries, of keys); order is then
+        without meaning.
+    heads: "adaptive" moves budget from heads that read much with `keep` to those that read little.
+    sinks: words joined by "+", or "none". text: every row reads the text, outside the budget; without it text blocks
+        compete like others. first_frame, diagonal: blocks with tokens of the first frame, and the row's own one, are
+        kept, inside the budget.
+    dense_text: text queries read everything, else they choose like others. compensate: means of the blocks that are
+        not kept stand for them.
+
+    Raises: ValueError for values out of range, unknown words and fields that exclude each other.
+    Papers: MoBA (arXiv 2502.13189), section 2.2: keep; Sparse VideoGen2 (arXiv 2505.18875): mass and clusters; Sol-Attn
+        (arXiv 2607.24027): threshold and compensation; AdaSpa (arXiv 2502.21079): adaptive heads; VMoBA (arXiv
+        2506.23858): cycle.
     """
 
     name: ClassVar[str] = "topblocks"
     exact: ClassVar[str] = "block"
+    knob: ClassVar[str | None] = "keep"
 
-    keep: float = 0.25
+    keep: float | None = None
     order: str = "tile"
+    score: str = "mean"
+    mass: float | None = None
+    threshold: float | None = None
+    recall: float | None = None
+    error: float | None = None
+    at_least: float | None = None
+    heads: str = "equal"
+    clusters: int | tuple[int, int] | None = None
+    sinks: str = "text"
+    dense_text: bool = True
+    compensate: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.keep, bool) or not isinstance(self.keep, (int, float)) or not 0.0 < self.keep <= 1.0:
-            raise ValueError(f"TopBlocks keep must be a share in (0, 1], got {self.keep!r}")
-        TokenOrder.parse(self.order)
+        given = [name for name in SELECTORS if getattr(self, name) is not None]
+        if not given:
+            object.__setattr__(self, "keep", 0.25)
+        if len(given) > 1:
+            raise ValueError(f"TopBlocks takes one of {', '.join(SELECTORS)}, got {' and '.join(given)}")
+        for name in ("keep", "mass", "recall", "error", "at_least"):
+            _check_share(name, getattr(self, name))
+        if self.threshold is not None and not _is_number(self.threshold):
+            raise ValueError(f"TopBlocks threshold must be a finite number of deviations, got {self.threshold!r}")
+        if self.at_least is not None and self.keep is not None:
+            raise ValueError(f"TopBlocks at_least goes with {', '.join(SELECTORS[1:])}, got it beside keep={self.keep}")
+        if self.heads not in ("equal", "adaptive"):
+            raise ValueError(f"TopBlocks heads must be equal or adaptive, got {self.heads!r}")
+        if self.heads == "adaptive" and self.keep is None:
+            raise ValueError(f"TopBlocks heads='adaptive' shares out keep, got {given[0]} instead")
+        for name in ("dense_text", "compensate"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"TopBlocks {name} must be True or False, got {getattr(self, name)!r}")
+        parse_score(self.score)
+        sinks = _parse_sinks(self.sinks)
+        counts = () if self.clusters is None else _pair(self.clusters)
+        if counts and sinks - {"text"}:
+            raise ValueError(f"TopBlocks clusters leave no first frame and no diagonal, got sinks={self.sinks!r}")
+        if self.order != "cycle":
+            TokenOrder.parse(self.order)
 
-    def kept_blocks(self, key_blocks: int) -> int:
-        """Return how many of key_blocks a row keeps: the nearest whole number, at least one."""
-        return max(1, math.floor(self.keep * key_blocks + 0.5))
+    def token_order(self) -> TokenOrder:
+        if self.clusters is not None:
+            return TokenOrder("raster")
+        return TokenOrder.parse(CYCLE[-1] if self.order == "cycle" else self.order)
+
+    def at_layer(self, layer: int) -> Pattern:
+        return replace(self, order=CYCLE[layer % len(CYCLE)]) if self.order == "cycle" else self
+
+    def kept_blocks(self, competing: int) -> int:
+        """Return how many of the competing blocks a row keeps: the nearest whole number, at least one."""
+        assert self.keep is not None
+        return _blocks(self.keep, competing)
+
+    def with_density(self, grid: Grid, target: float, device: torch.device | str = "cpu") -> TopBlocks:
+        layout = self.token_order().layout(grid, device)
+        forced = self._sinks(layout, layout.video_blocks).forced
+        least = 1.0 if forced is None else float(forced.sum(-1).double().mean())
+        lowest = max(1.0, least) / layout.video_blocks
+        if not lowest * 0.99 <= target <= 1.0:
+            raise ValueError(
+                f"topblocks reaches computed densities from {lowest:.3f} to 1 on the grid {grid} by its keep, got the "
+                f"target {target}"
+            )
+        others = dict.fromkeys((*SELECTORS, "at_least"))
+        return replace(self, **others | {"keep": float(target)})  # type: ignore[arg-type]
 
     def select(self, q: Tensor, k: Tensor, grid: Grid, state: PatternState) -> Selection:
-        layout = state.layout
-        score = block_scores(q, k, layout, state.scale)  # [B, H, Q, K]
-        # A stable sort of one row of blocks; topk promises no order among equal scores.
-        best = score.sort(dim=-1, descending=True, stable=True).indices[..., : self.kept_blocks(layout.video_blocks)]
-        return block_selection(torch.zeros_like(score, dtype=torch.bool).scatter_(-1, best, True), q, layout)
+        layout, v, order = state.layout, state.v, None
+        if self.clusters is not None:
+            order = cluster_order(q, k, grid.video_tokens, _pair(self.clusters), state.memory, state.kv_lengths)
+            q, k = HeadOrder.to_kernel(q, order.q), HeadOrder.to_kernel(k, order.k)
+            v = None if v is None or self.error is None else HeadOrder.to_kernel(v, order.k)
+        rows_of_text = q.shape[1] == grid.tokens and not self.dense_text
+        blocks = Blocks(
+            layout, layout.blocks if rows_of_text else layout.video_blocks, state.scale, state.kv_lengths, state.seed,
+            state.memory, None if order is None else order.q,
+        )  # fmt: skip
+        estimator, number = parse_score(self.score)
+        score = estimator.estimate(q, k, blocks, number)  # [B, H, Q, K]
+        sinks = self._shared_sinks(state, blocks.scored)
+        rows = score.shape[0] * score.shape[1]
+        choice = choose_blocks(
+            score.flatten(0, 1),
+            counted=layout.video_blocks,
+            kv_len=layout.length,
+            query_blocks=layout.blocks,
+            keep=self._budget(score, q, k, v, blocks, sinks, state),
+            mass=self.mass,
+            threshold=self.threshold,
+            at_least=1 if self.at_least is None else _blocks(self.at_least, sinks.competing),
+            always=sinks.always,
+            forced=sinks.forced,
+        )
+        head_of = _constant(state, "head_of", rows, lambda: torch.arange(rows, dtype=torch.int32))
+        indices = BlockIndices(choice.bits, head_of, layout.start, layout.length, layout.start, layout.length)
+        pairs = choice.kept_keys[:, : layout.video_blocks].double() @ layout.video_length.double()
+        return Selection(indices, pairs, pairs, self.compensate, order)
+
+    def _budget(
+        self,
+        score: Tensor,  # fp32 [B, H, Q, K]
+        q: Tensor,
+        k: Tensor,
+        v: Tensor | None,
+        blocks: Blocks,
+        sinks: Sinks,
+        state: PatternState,
+    ) -> Tensor | None:
+        """Return how many competing blocks each row keeps, int32 [B*H], or None for mass and threshold."""
+        if self.mass is not None or self.threshold is not None:
+            return None
+        rows, competing = score.shape[0] * score.shape[1], sinks.competing
+        keep = 0 if self.keep is None else self.kept_blocks(competing)
+        if self.keep is not None and self.heads == "equal":
+            return _constant(state, "keep", (keep, rows), lambda: torch.full((rows,), keep, dtype=torch.int32))
+        ranked = ranking(score, sinks.always, sinks.forced)
+        weight = blocks.q_length / blocks.scored_tokens
+        if self.keep is not None:
+            return adaptive_budget(score, ranked, sinks.always, weight, keep, competing)
+        other = replace(blocks, seed=blocks.seed + SEED_OF_BUDGETS)
+        wanted = rows_for_error(self.error or 1.0) if self.recall is None else rows_for_recall(self.recall)
+        per_block = rows_per_block(blocks.layout, wanted)
+        if self.recall is not None:
+            share = sampled_score(q, k, other, per_block).exp()
+            return recall_budget(share, ranked, sinks.always, weight, self.recall, competing)
+        if v is None:
+            raise ValueError("TopBlocks(error=...) measures outputs and needs the values: PatternState.v is None")
+        assert self.error is not None
+        at, share = rows_of_blocks(other.q_start, other.q_length, per_block, other.seed)
+        curve, spread = error_curve(q, k, v, at, share, ranked, sinks.always, other, self.compensate)
+        return error_budget(curve, spread, self.error, competing)
+
+    def _shared_sinks(self, state: PatternState, scored: int) -> Sinks:
+        key = ("sinks", self.sinks, scored, self.token_order(), state.layout.start.device)
+        if key not in state.shared:
+            state.shared[key] = self._sinks(state.layout, scored)
+        sinks: Sinks = state.shared[key]
+        return sinks
+
+    def _sinks(self, layout: Layout, scored: int) -> Sinks:
+        words, device, video = _parse_sinks(self.sinks), layout.start.device, layout.video_blocks
+        always = torch.zeros(layout.blocks, dtype=torch.bool, device=device)
+        if "text" in words:
+            always[video:] = True
+        competing = video if "text" in words else layout.blocks
+        if not words - {"text"}:
+            return Sinks(always, None, competing)
+        forced = torch.zeros(scored, layout.blocks, dtype=torch.bool, device=device)
+        if "diagonal" in words:
+            forced.fill_diagonal_(True)
+        if "first_frame" in words:
+            raster = layout.video_index()
+            forced[:, :video] |= ((raster >= 0) & (raster < layout.grid.frame_tokens)).any(-1)
+        return Sinks(always, forced & ~always, competing)
 
 
-def block_scores(q: Tensor, k: Tensor, layout: Layout, scale: float) -> Tensor:
-    """Estimate the log mass of each pair of video blocks, fp32 [B, H, Q, K], from q, k [B, S, H, D] in kernel order."""
-    heads, kv_heads = q.shape[2], k.shape[2]
-    mean_k = block_means(k, layout).repeat_interleave(heads // kv_heads, 2)
-    score = torch.einsum("bqhd,bkhd->bhqk", block_means(q, layout), mean_k) * scale
-    return score + layout.log_video_length
+class Sinks(NamedTuple):
+    """Hold the blocks that no score decides on."""
+
+    always: Tensor  # bool [K]: read by every row, outside the budget
+    forced: Tensor | None  # bool [Q, K]: kept, inside the budget
+    competing: int  # key blocks that are not always read
 
 
-def block_means(x: Tensor, layout: Layout) -> Tensor:
-    """Average the tokens of each video block: [B, S, H, D] in kernel order -> fp32 [B, video_blocks, H, D]."""
-    means = x.new_empty(x.shape[0], layout.video_blocks, *x.shape[2:], dtype=torch.float32)
-    for members, positions in layout.by_length:
-        means[:, members] = x[:, positions].mean(2, dtype=torch.float32)
-    return means
+def _constant(state: PatternState, name: str, key: object, make: Callable[[], Tensor]) -> Tensor:
+    """Return a tensor on the layout's device that depends on shapes alone, made once."""
+    device = state.layout.start.device
+    place = ("topblocks", name, key, device)
+    if place not in state.shared:
+        state.shared[place] = make().to(device)
+    found: Tensor = state.shared[place]
+    return found
+
+
+def _blocks(share: float, competing: int) -> int:
+    return max(1, math.floor(share * competing + 0.5))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_share(name: str, value: float | None) -> None:
+    if value is not None and not (_is_number(value) and 0.0 < value <= 1.0):
+        raise ValueError(f"TopBlocks {name} must be a share in (0, 1], got {value!r}")
+
+
+def _parse_sinks(text: str) -> frozenset[str]:
+    words = text.split("+") if isinstance(text, str) else [repr(text)]
+    if words == ["none"]:
+        return frozenset()
+    if len(set(words)) != len(words) or not set(words) <= set(SINKS):
+        raise ValueError(f"TopBlocks sinks must be {', '.join(SINKS)} joined by +, or none, got {text!r}")
+    return frozenset(words)
+
+
+def _pair(clusters: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the clusters of queries and of keys."""
+    pair = clusters if isinstance(clusters, tuple) else (clusters, clusters)
+    if len(pair) != 2 or not all(isinstance(x, int) and not isinstance(x, bool) and x >= 1 for x in pair):
+        raise ValueError(f"TopBlocks clusters must be a number >= 1 or (of queries, of keys), got {clusters!r}")
+    return pair[0], pair[1]

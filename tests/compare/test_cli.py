@@ -208,7 +208,7 @@ def test_plans(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["mask.png"]
     assert (tmp_path / "mask.png").read_bytes().startswith(b"\x89PNG")
     assert "5x5" in refused(dit_sparse("plans", "show", "radial", "--grid", "5x5"))
-    assert "no mask to draw" in refused(dit_sparse("plans", "show", "topblocks", "--png", tmp_path / "x.png"))
+    assert "or with text" in refused(dit_sparse("plans", "show", "radial", "--grid", "5x5x5+"))
 
 
 def test_every_command_has_help() -> None:

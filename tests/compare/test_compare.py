@@ -84,6 +84,26 @@ def test_one_plan_is_called_sparse_and_repeats(tiny_wan: Path, tmp_path: Path) -
     assert (tmp_path / "mine.txt").read_text() == "keep me"
 
 
+def test_monitoring_is_a_run_of_its_own(tiny_wan: Path, tmp_path: Path) -> None:
+    asked = request(tiny_wan, tmp_path, "topblocks:keep=0.3", "dense")
+    plain, _ = compare(asked)
+    report, _ = compare(dataclasses.replace(asked, options=Options(min_tokens=0, monitor=True)))
+    assert "--monitor" in report["command"]
+    assert "measured" not in plain["sparse"][0]
+    top, stock = report["sparse"]
+    assert stock["measured"] is None, "nothing ran sparse"
+    assert top["sparse_calls"] == 2 * 2 * 4, "the monitored run is not counted"
+    assert top["metrics"] == plain["sparse"][0]["metrics"], "monitoring changes nothing"
+    measured = top["measured"]
+    calls = [call for layer in measured["layers"] for call in layer["calls"]]
+    assert len(calls) == 2 * 2 * 4
+    recalls = [recall for call in calls for recall in call["recall"]]
+    assert 0.2 < measured["lowest_recall"] <= measured["recall"] < 1
+    assert measured["recall"] == pytest.approx(sum(recalls) / len(recalls), abs=1e-3)
+    assert "Measured in each sparse call" in (tmp_path / "report.md").read_text()
+    assert load_report(tmp_path)["sparse"][0]["measured"] == json.loads(json.dumps(measured))
+
+
 def test_failure_on_the_way_writes_nothing(tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that fills while videos are written leaves the folder as it was."""
 

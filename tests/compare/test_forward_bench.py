@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
-from dit_sparse import attention
+from dit_sparse import runner
 from dit_sparse.cli import build_app
 from dit_sparse.grid import Grid
 from dit_sparse.kernels.backends import block_attention
@@ -60,7 +60,7 @@ def misaligned(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> tu
 def test_a_wrong_kernel_is_found(
     pattern: Pattern, dtype: torch.dtype, wrong: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "block_attention", wrong)
+    monkeypatch.setattr(runner, "block_attention", wrong)
     for grid in GRIDS:
         error, allowed = check_rows(pattern, grid, 2, 32, CPU, dtype)
         assert error > allowed

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 
 from dit_sparse.kernels import bench
-from dit_sparse.kernels.backends import BACKENDS, Rejected, block_attention, choose, explain
+from dit_sparse.kernels.backends import BACKENDS, Rejected, block_attention, choose, compensated_attention, explain
 from dit_sparse.kernels.gate import CASES, Case, build, check
 from dit_sparse.kernels.indices import BlockIndices, random_indices
 
@@ -46,6 +49,60 @@ def test_the_oracle_is_dense_attention_where_everything_is_kept() -> None:
     assert torch.allclose(out, dense, atol=1e-12)
     logits = torch.einsum("bqhd,bkhd->bqhk", q, k) / 8
     assert torch.allclose(lse, logits.logsumexp(-1), atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_rows_without_a_block_get_the_means_alone(backend: str) -> None:
+    q, k, v, indices, _ = build(next(case for case in CASES if case.name == "means_alone"), torch.float32)
+    out, lse, computed_lse = compensated_attention(q, k, v, indices, backend=backend)
+    mean_k, mean_v = (x.unflatten(1, (-1, 128)).mean(2) for x in (k, v))
+    logits = torch.einsum("bqhd,bkhd->bqhk", q[:, :128], mean_k) / 8 + math.log(128)
+    assert torch.allclose(out[:, :128], torch.einsum("bqhk,bkhd->bqhd", logits.softmax(-1), mean_v), atol=1e-5)
+    assert torch.allclose(lse[:, :128], logits.logsumexp(-1), atol=1e-5)
+    assert bool((computed_lse[:, :128] == -torch.inf).all())
+    _, plain_lse = block_attention(q, k, v, indices, backend=backend)
+    assert torch.allclose(computed_lse, plain_lse, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_compensation_of_nothing_changes_nothing(backend: str) -> None:
+    q, k, v = (torch.randn(2, 300, 2, 64) for _ in range(3))
+    indices = random_indices(2, 2, [300], [300], density=1.0)
+    lengths = torch.tensor([300, 140], dtype=torch.int32)
+    out, lse, computed_lse = compensated_attention(q, k, v, indices, kv_lengths=lengths, backend=backend)
+    plain = block_attention(q, k, v, indices, kv_lengths=lengths, backend=backend)
+    assert torch.allclose(out, plain[0], atol=1e-6)
+    assert torch.equal(lse, computed_lse)
+    assert torch.equal(lse, plain[1])
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_compensation_is_exact_where_the_keys_of_a_block_are_one(backend: str) -> None:
+    case = Case("", "", batch=2, heads=4, q_segments=(200,), kv_segments=(300, 77), density=0.4, kv_lengths=(377, 333))
+    q, _, v, indices, lengths = build(case, torch.float32, seed=int(torch.randint(1 << 30, ())))
+    v = v.nan_to_num()
+    key_of_block = torch.randn(2, indices.key_blocks, 2, 64)
+    k = torch.cat([key_of_block[:, [i]].expand(-1, n, -1, -1) for i, n in enumerate(indices.kv_len.tolist())], 1)
+    everything = replace(indices, bits=torch.full_like(indices.bits, (1 << indices.key_blocks) - 1))
+    dense = block_attention(q, k, v, everything, kv_lengths=lengths, backend="reference")
+    nothing = replace(indices, bits=torch.zeros_like(indices.bits))
+    for some in (indices, nothing):
+        out, lse, computed_lse = compensated_attention(q, k, v, some, kv_lengths=lengths, backend=backend)
+        assert torch.allclose(out, dense[0], atol=1e-5)
+        assert torch.allclose(lse, dense[1], atol=1e-5)
+    assert bool((computed_lse == -torch.inf).all())
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_lse_of_the_visited_blocks_survives_means_that_outweigh_them(backend: str) -> None:
+    q, v = torch.ones(1, 128, 1, 64), torch.randn(1, 256, 1, 64)
+    k = torch.cat((torch.full((1, 128, 1, 64), -20.0), torch.full((1, 128, 1, 64), 20.0)), 1)
+    indices = random_indices(1, 1, [128], [256], density=1.0)
+    indices = replace(indices, bits=torch.ones_like(indices.bits))  # the first block alone
+    out, lse, computed_lse = compensated_attention(q, k, v, indices, backend=backend)
+    assert torch.allclose(computed_lse, torch.full_like(lse, -160.0 + math.log(128)))
+    assert torch.allclose(lse, torch.full_like(lse, 160.0 + math.log(128)))
+    assert torch.allclose(out, v[:, 128:].mean(1, keepdim=True).expand_as(out), atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ON_CPU)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from dit_sparse.kernels import lists
-from dit_sparse.kernels.backends import BACKENDS, block_attention, choose
+from dit_sparse.kernels.backends import BACKENDS, block_attention, choose, compensated_attention
 from dit_sparse.kernels.gate import CASES, Case, build, check
 
 pytestmark = [
@@ -35,21 +37,22 @@ def test_compaction_equals_its_torch_twin(case: Case) -> None:
     assert torch.equal(ours.blocks.cpu()[written], twin.blocks[written])
 
 
-def test_no_host_sync_and_one_cuda_graph() -> None:
+@pytest.mark.parametrize("attend", [block_attention, compensated_attention])  # with means there are more kernels
+def test_no_host_sync_and_one_cuda_graph(attend: Callable[..., tuple[torch.Tensor, ...]]) -> None:
     q, k, v, indices, _ = build(CASES[0], torch.bfloat16)
     q, k, v, indices = q.cuda(), k.cuda(), v.cuda(), indices.to("cuda")
     assert choose("auto", q, k, v, indices).name == "triton"
-    expected, _ = block_attention(q, k, v, indices)
+    expected = attend(q, k, v, indices)
     torch.cuda.synchronize()
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        block_attention(q, k, v, indices)
+        attend(q, k, v, indices)
     finally:
         torch.cuda.set_sync_debug_mode(mode)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        out, _ = block_attention(q, k, v, indices)
+        results = attend(q, k, v, indices)
     graph.replay()
     torch.cuda.synchronize()
-    assert torch.equal(out, expected)
+    assert all(torch.equal(result, first) for result, first in zip(results, expected, strict=True))

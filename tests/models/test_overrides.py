@@ -10,6 +10,7 @@ import torch
 from dit_sparse.attention import Layer, dense_attention
 from dit_sparse.grid import Grid
 from dit_sparse.options import Options
+from dit_sparse.order import Layout
 from dit_sparse.patterns import Dense, Neighborhood, base
 from dit_sparse.pipelines import grids_image
 from dit_sparse.pipelines.enable import disable, enable, processors, sparse, summary
@@ -101,13 +102,13 @@ def test_making_processors_does_not_blind_an_enabled_plan() -> None:
 def test_many_text_lengths_share_no_work_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Models that drop padding have a grid for each prompt: each one's masks are built once."""
     built: list[Grid] = []
-    select = base.static_selection
+    select = base.rule_selection
 
-    def record(pattern: Any, grid: Grid, layout: Any) -> Any:
-        built.append(grid)
-        return select(pattern, grid, layout)
+    def record(rule: Any, layout: Layout, *rest: Any) -> Any:
+        built.append(layout.grid)
+        return select(rule, layout, *rest)
 
-    monkeypatch.setattr(base, "static_selection", record)
+    monkeypatch.setattr(base, "rule_selection", record)
     schedule = Schedule(Plan.of(PATTERN), options=Options(min_tokens=0, strict=True))
     layer = Layer("layer", 0, schedule, dense_attention)
     for _ in range(3):

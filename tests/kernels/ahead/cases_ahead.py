@@ -20,19 +20,23 @@ class Build:
     head_dim: int
     masked: bool = False
     ragged: bool = False
+    compensate: bool = False
 
 
 BUILDS = (
-    Build("the hot loop at the usual head", torch.bfloat16, 128),
-    Build("the most registers: bit tiles, short blocks and lengths", torch.bfloat16, 128, masked=True, ragged=True),
+    Build("the hot loop and the means at the usual head", torch.bfloat16, 128, compensate=True),
+    Build("bit tiles, short blocks and lengths", torch.bfloat16, 128, masked=True, ragged=True),
     Build("CogVideoX and the bundled model with everything on", torch.bfloat16, 64, masked=True, ragged=True),
-    Build("padded head, the other half type", torch.float16, 72, masked=True, ragged=True),
-    Build("fp32 products at the widest head", torch.float32, 128, masked=True, ragged=True),
-    Build("fp32 products at half that", torch.float32, 64, masked=True, ragged=True),
+    Build("the same with means, a launch of its own", torch.bfloat16, 64, masked=True, ragged=True, compensate=True),
+    Build(
+        "padded head, the other half type, everything on", torch.float16, 72, masked=True, ragged=True, compensate=True
+    ),
+    Build("fp32 products at the widest head", torch.float32, 128, masked=True, ragged=True, compensate=True),
+    Build("fp32 products at half that", torch.float32, 64, masked=True, ragged=True, compensate=True),
 )
 HOPPER_ONLY = Build("bit tiles in the descriptor loop, where a grid tiles exactly", torch.bfloat16, 128, masked=True)
 TABLE = [(arch, build) for arch in SHARED_KIB for build in BUILDS] + [("sm90", HOPPER_ONLY)]
-assert len(TABLE) + len(SHARED_KIB) + 1 <= 60
+assert len(TABLE) + len(SHARED_KIB) + 1 <= 50  # the other files of this folder have the rest of the 60
 
 
 def _fits(built: compiler.Compiled, arch: str) -> None:
@@ -42,7 +46,9 @@ def _fits(built: compiler.Compiled, arch: str) -> None:
 
 @pytest.mark.parametrize(("arch", "build"), TABLE, ids=lambda x: x if isinstance(x, str) else x.reason)
 def test_forward(arch: str, build: Build) -> None:
-    built = compiler.compile_forward(arch, build.dtype, build.head_dim, masked=build.masked, ragged=build.ragged)
+    built = compiler.compile_forward(
+        arch, build.dtype, build.head_dim, masked=build.masked, ragged=build.ragged, compensate=build.compensate
+    )
     _fits(built, arch)
 
 

@@ -42,19 +42,22 @@ def compile_forward(
     *,
     masked: bool,
     ragged: bool,
+    compensate: bool = False,
     launch: Launch | None = None,
 ) -> Compiled:
     """Compile the forward kernel as attention() would launch it on that chip."""
-    launch = launch_for(head_dim, dtype, arch) if launch is None else launch
+    launch = launch_for(head_dim, dtype, arch, compensate) if launch is None else launch
     padded = padded_head_dim(head_dim)
     name = TYPE_NAMES[dtype]
     tensor = f"tensordesc<{name}[1, 1, {launch.block_n}, {padded}]>"
     types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "out_ptr"), f"*{name}")
-    types |= {"lse_ptr": "*fp32", "blocks_ptr": "*i16", "scale_log2": "fp32"}
+    types |= {"lse_ptr": "*fp32", "computed_lse_ptr": "*fp32", "blocks_ptr": "*i16", "scale_log2": "fp32"}
+    means = {"mean_k_ptr": f"*{name}", "mean_v_ptr": f"*{name}", "log_counts_ptr": "*fp32"}
+    types |= means if compensate else {}
     types |= {"k_desc": tensor, "v_desc": tensor} if launch.tma else {}
     types |= {"tiles_ptr": "*i16", "masks_ptr": "*i32"} if masked else {}
     types |= {"kv_lengths_ptr": "*i32"} if ragged else {}
-    absent = {"k_desc", "v_desc", "tiles_ptr", "masks_ptr", "kv_lengths_ptr"} - types.keys()
+    absent = {"k_desc", "v_desc", "tiles_ptr", "masks_ptr", "kv_lengths_ptr", *means} - types.keys()
     constants: dict[str, Any] = dict.fromkeys(absent, None) | {
         "D": head_dim,
         "D_PAD": padded,
@@ -63,6 +66,7 @@ def compile_forward(
         "BLOCK_N": launch.block_n,
         "PARTIAL": masked or ragged,
         "RAGGED": ragged,
+        "COMPENSATE": compensate,
         "PRECISION": launch.precision,
     }
     aligned = {name_ for name_ in _forward.arg_names if name_.endswith(("_stride_s", "_stride_b", "_stride_h"))}

@@ -17,7 +17,7 @@ from dit_sparse.kernels.launch import Launch, launch_for
 PATHS = (
     (Launch(128, 128, 4, 2, tma=True, precision="ieee"), ("d72", "ragged_masks", "kv_lengths", "masks")),
     (launch_for(128, torch.bfloat16, "sm90"), tuple(case.name for case in CASES)),
-    (Launch(16, 32, 4, 1, tma=False, precision="ieee"), ("ragged_masks",)),
+    (Launch(16, 32, 4, 1, tma=False, precision="ieee"), ("ragged_masks", "means_ragged")),
 )
 LAUNCH_CASES = [(launch, case) for launch, names in PATHS for case in CASES if case.name in names]
 
@@ -39,6 +39,13 @@ def test_triton_meets_fp64(case: Case, dtype: torch.dtype) -> None:
 def test_every_tile_path_meets_fp64(launch: Launch, case: Case) -> None:
     outcome = check(partial(triton_forward.attention, launch=launch), case, torch.float16)
     assert outcome.passed, outcome
+
+
+def test_means_that_stand_for_nothing_change_nothing() -> None:
+    q, k, v, indices, kv_lengths = build(next(case for case in CASES if case.name == "dense"), torch.float32)
+    plain = triton_forward.attention(q, k, v, indices, 0.125, kv_lengths)
+    compensated = triton_forward.attention(q, k, v, indices, 0.125, kv_lengths, compensate=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(compensated, plain, strict=True))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
