@@ -181,7 +181,8 @@ def cells(rows: list[Row]) -> list[list[str]]:
         [
             row.shape, row.pattern, f"{row.computed_density:.3f}", f"{row.first_ms:.0f}", f"{row.order_ms:.2f}",
             f"{row.choose_ms:.2f}", f"{row.attend_ms:.2f}", f"{row.of_dense:.2f}",
-            f"{row.choose_ms / row.attend_ms:.1%}", f"{row.added_bytes / 2**20:+.0f}", f"{row.error:.1e}", f"{row.allowed:.1e}",
+            f"{row.choose_ms / row.attend_ms:.1%}", f"{row.added_bytes / 2**20:+.0f}", f"{row.error:.1e}",
+            f"{row.allowed:.1e}",
         ]
         for row in rows
     ]  # fmt: skip

@@ -121,7 +121,9 @@ def _row(
     with sparse(pipe, pattern, dense_steps=setting.dense_steps, min_tokens=0):
         timed = [generate(pipe, job) for job in jobs]
     measured = found.measured
-    assert measured is not None and found.density is not None and found.computed_density is not None
+    assert measured is not None
+    assert found.density is not None
+    assert found.computed_density is not None
     ssim = [measure(one.frames, other.frames).ssim or math.nan for one, other in zip(dense, timed, strict=True)]
     return Row(
         budget, str(pattern), found.density, found.computed_density, measured.recall, measured.lowest_recall,

@@ -51,13 +51,20 @@ class Blocks:
 
 
 def products(q: Tensor, k: Tensor, scale: float, bias: Tensor) -> Tensor:
-    """Return scale * q.k + bias, fp32 [B, H, Q, K], in one product: q [B, Q, H, D], k [B, K, Hkv, D], bias [B, K]."""
+    """Return scale * q.k + bias, fp32 [B, H, Q, K], in one product: q [B, Q, H, D], k [B, K, Hkv, D], bias [B, K].
+
+    Sums are fp32 whatever the inputs are: half precision is multiplied as it is on a GPU, and as fp32 on a CPU.
+    """
     batch, queries, heads, dim = q.shape
     keys, kv_heads = k.shape[1], k.shape[2]
     rows = q.transpose(1, 2).reshape(batch * kv_heads, -1, dim)  # the query heads of one key head side by side
     columns = k.transpose(1, 2).reshape(batch * kv_heads, keys, dim).transpose(1, 2)
     added = bias[:, None, None].expand(-1, kv_heads, 1, -1).reshape(batch * kv_heads, 1, keys)
-    return torch.baddbmm(added, rows, columns, alpha=scale).view(batch, heads, queries, keys)
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16):
+        score = torch.bmm(rows, columns, out_dtype=torch.float32).mul_(scale).add_(added)
+    else:
+        score = torch.baddbmm(added, rows.float(), columns.float(), alpha=scale)
+    return score.view(batch, heads, queries, keys)
 
 
 def pieces(

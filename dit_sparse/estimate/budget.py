@@ -7,6 +7,7 @@ that is of all but those that are always read; forced ones among them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -108,15 +109,26 @@ def recall_budget(
     return _first(curve >= target, competing)
 
 
-def error_budget(curve: Tensor, spread: Tensor, target: float, competing: int) -> Tensor:
-    """Return the least number of blocks per row with which the output error is at most the target, int32 [B*H].
+def error_budget(
+    error_of: Callable[[Tensor], tuple[Tensor, Tensor]], heads: int, target: float, competing: int, device: torch.device
+) -> Tensor:
+    """Return the least number of blocks per row with which the output error is at most the target, int32 [heads].
 
-    curve [B, H, K]: relative L2 error over the rows of a head by number of blocks kept, from 1; spread: the standard
-    error of its square. A head whose few loud rows make it so uncertain that OUTPUT_ERRORS of them pass the target by
-    more than TOLERANCE takes more blocks, until they no longer do. Loud rows that no sample holds stay unknown.
+    error_of takes a budget, int32 [heads], and returns the relative L2 error over the rows of each head, and the
+    standard error of its square. It is asked ceil(log2(competing)) times: a bisection, for more blocks err less. A
+    head whose few loud rows make its error so uncertain that OUTPUT_ERRORS of them pass the target by more than
+    TOLERANCE takes more blocks, until they no longer do. Loud rows that no sample holds stay unknown.
     """
-    bound = curve.square() + OUTPUT_ERRORS * spread
-    return _first((curve <= target) & (bound <= (target + TOLERANCE) ** 2), competing)
+    low = torch.zeros(heads, dtype=torch.int32, device=device)  # too few
+    high = torch.full_like(low, competing)
+    for _ in range((competing - 1).bit_length()):
+        middle = (low + high) // 2
+        error, spread = (x.flatten() for x in error_of(middle.clamp(min=1)))
+        enough = (error <= target) & (error.square() + OUTPUT_ERRORS * spread <= (target + TOLERANCE) ** 2)
+        undecided = high - low > 1
+        high = torch.where(undecided & enough, middle, high)
+        low = torch.where(undecided & ~enough, middle, low)
+    return high
 
 
 def _first(reached: Tensor, competing: int) -> Tensor:

@@ -54,8 +54,9 @@ def antidiagonal_score(q: Tensor, k: Tensor, blocks: Blocks, stride: int) -> Ten
 
     A pair of groups has the logit scale / stride * sum_r q_(stride-1-r) . k_r + log(keys); rows of groups are
     normalised, then summed in blocks. A group that is short (the end of a block, hidden keys) repeats its tokens. Every
-    token takes part once per group, so that vertical and slanted lines are met. Cost: 2 N^2 d / stride FLOPs in fp32,
-    an eighth of the first product of attention at stride 8: use it where a selection serves several steps.
+    token takes part once per group, so that vertical and slanted lines are met. Cost: 2 N^2 d / stride FLOPs, an eighth
+    of the first product of attention at stride 8, and N^2 / stride^2 exponentials: use it where a selection serves
+    several steps.
 
     Paper: XAttention (arXiv 2503.16428)
     """
@@ -161,7 +162,7 @@ def _summed(fine_q: Tensor, fine_k: Tensor, blocks: Blocks, parts: int, bias: Te
 
 
 def _strided(x: Tensor, start: Tensor, count: Tensor, lane: Tensor) -> Tensor:
-    """Lay the tokens of every group side by side in the order of lane [stride]: fp32 [B, G, H, stride * D].
+    """Lay the tokens of every group side by side in the order of lane [stride]: [B, G, H, stride * D], as x.
 
     x [B, S, H, D], start int32 [G], count int32 [B, G]: tokens that count; a group with fewer than stride repeats
     them, one without any is 0.
@@ -169,7 +170,7 @@ def _strided(x: Tensor, start: Tensor, count: Tensor, lane: Tensor) -> Tensor:
     token = start[:, None] + lane % count.clamp(min=1)[..., None]  # [B, G, stride]
     token = torch.where(count[..., None] > 0, token, 0)
     sample = torch.arange(x.shape[0], device=x.device)[:, None, None]
-    found = x[sample, token].float().masked_fill(count[..., None, None, None] == 0, 0.0)
+    found = x[sample, token].masked_fill(count[..., None, None, None] == 0, 0.0)
     return found.transpose(2, 3).flatten(3)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,11 +22,11 @@ from dit_sparse.estimate.budget import (
     rows_per_block,
 )
 from dit_sparse.estimate.clusters import cluster_order
-from dit_sparse.estimate.row_outputs import error_curve
+from dit_sparse.estimate.row_outputs import row_outputs
 from dit_sparse.estimate.row_scores import rows_of_blocks, sampled_score
 from dit_sparse.estimate.table import parse_score
 from dit_sparse.grid import Grid
-from dit_sparse.kernels.choice import choose_blocks
+from dit_sparse.kernels.choice import Choice, choose_blocks
 from dit_sparse.kernels.indices import BlockIndices
 from dit_sparse.order import Layout, TokenOrder
 from dit_sparse.patterns.base import Pattern, PatternState
@@ -157,18 +158,20 @@ class TopBlocks(Pattern):
         score = estimator.estimate(q, k, blocks, number)  # [B, H, Q, K]
         sinks = self._shared_sinks(state, blocks.scored)
         rows = score.shape[0] * score.shape[1]
-        choice = choose_blocks(
+        choose = functools.partial(
+            choose_blocks,
             score.flatten(0, 1),
             counted=layout.video_blocks,
             kv_len=layout.length,
-            query_blocks=layout.blocks,
-            keep=self._budget(score, q, k, v, blocks, sinks, state),
-            mass=self.mass,
-            threshold=self.threshold,
             at_least=1 if self.at_least is None else _blocks(self.at_least, sinks.competing),
             always=sinks.always,
             forced=sinks.forced,
         )
+        if self.error is not None:
+            keep: Tensor | None = self._error_budget(q, k, v, blocks, choose, rows, sinks.competing)
+        else:
+            keep = self._budget(score, q, k, blocks, sinks, state)
+        choice = choose(query_blocks=layout.blocks, keep=keep, mass=self.mass, threshold=self.threshold)
         head_of = _constant(state, "head_of", rows, lambda: torch.arange(rows, dtype=torch.int32))
         indices = BlockIndices(choice.bits, head_of, layout.start, layout.length, layout.start, layout.length)
         pairs = choice.kept_keys[:, : layout.video_blocks].double() @ layout.video_length.double()
@@ -179,7 +182,6 @@ class TopBlocks(Pattern):
         score: Tensor,  # fp32 [B, H, Q, K]
         q: Tensor,
         k: Tensor,
-        v: Tensor | None,
         blocks: Blocks,
         sinks: Sinks,
         state: PatternState,
@@ -195,18 +197,35 @@ class TopBlocks(Pattern):
         weight = blocks.q_length / blocks.scored_tokens
         if self.keep is not None:
             return adaptive_budget(score, ranked, sinks.always, weight, keep, competing)
-        other = replace(blocks, seed=blocks.seed + SEED_OF_BUDGETS)
-        wanted = rows_for_error(self.error or 1.0) if self.recall is None else rows_for_recall(self.recall)
-        per_block = rows_per_block(blocks.layout, wanted)
-        if self.recall is not None:
-            share = sampled_score(q, k, other, per_block).exp()
-            return recall_budget(share, ranked, sinks.always, weight, self.recall, competing)
+        assert self.recall is not None
+        rows_wanted = rows_per_block(blocks.layout, rows_for_recall(self.recall))
+        share = sampled_score(q, k, replace(blocks, seed=blocks.seed + SEED_OF_BUDGETS), rows_wanted).exp()
+        return recall_budget(share, ranked, sinks.always, weight, self.recall, competing)
+
+    def _error_budget(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor | None,
+        blocks: Blocks,
+        choose: Callable[..., Choice],
+        heads: int,
+        competing: int,
+    ) -> Tensor:
+        """Return how many competing blocks each row keeps for the error target, int32 [B*H]."""
         if v is None:
             raise ValueError("TopBlocks(error=...) measures outputs and needs the values: PatternState.v is None")
         assert self.error is not None
-        at, share = rows_of_blocks(other.q_start, other.q_length, per_block, other.seed)
-        curve, spread = error_curve(q, k, v, at, share, ranked, sinks.always, other, self.compensate)
-        return error_budget(curve, spread, self.error, competing)
+        per_block = rows_per_block(blocks.layout, rows_for_error(self.error))
+        at, share = rows_of_blocks(blocks.q_start, blocks.q_length, per_block, blocks.seed + SEED_OF_BUDGETS)
+        outputs = row_outputs(q, k, v, at, share, blocks, self.compensate)
+        return error_budget(
+            lambda keep: outputs.error(choose(query_blocks=blocks.scored, keep=keep, mass=None, threshold=None).bits),
+            heads,
+            self.error,
+            competing,
+            q.device,
+        )
 
     def _shared_sinks(self, state: PatternState, scored: int) -> Sinks:
         key = ("sinks", self.sinks, scored, self.token_order(), state.layout.start.device)

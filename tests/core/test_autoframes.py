@@ -119,5 +119,5 @@ def test_exact_rows_are_needed() -> None:
     pattern = ds.AutoFrames()
     layout = pattern.token_order().layout(GRID)
     q = torch.randn(1, GRID.tokens, 1, 8)
-    with pytest.raises(ValueError, match="needs PatternState.exact"):
+    with pytest.raises(ValueError, match=r"needs PatternState\.exact"):
         pattern.select(q, q, GRID, PatternState(layout, 1.0))

@@ -9,18 +9,16 @@ import torch
 from torch import Tensor
 
 import dit_sparse as ds
-from dit_sparse.estimate import blocks as blocks_module
 from dit_sparse.estimate.blocks import Blocks
 from dit_sparse.estimate.budget import (
     OUTPUT_ERRORS,
     TOLERANCE,
     error_budget,
-    ranking,
     rows_for_error,
     rows_for_recall,
     rows_per_block,
 )
-from dit_sparse.estimate.row_outputs import error_curve
+from dit_sparse.estimate.row_outputs import row_outputs
 from dit_sparse.estimate.row_scores import rows_of_blocks
 from dit_sparse.kernels.indices import from_block_mask
 from dit_sparse.kernels.mass import block_log_mass
@@ -211,37 +209,32 @@ def test_targets_hold_with_batch_groups_sinks_and_hidden_text(field: str) -> Non
 
 
 @pytest.mark.parametrize("compensate", [False, True])
-def test_error_curves_are_those_of_attention(compensate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_errors_are_those_of_attention(compensate: bool) -> None:
     grid = ds.Grid(3, 7, 12, suffix=20)
-    q, k, v = (x.double() for x in attention_like("random", grid, 1))
+    q, k, v = attention_like("random", grid, 1)
     layout = ds.TokenOrder("tile", (1, 4, 6)).layout(grid)
     video = layout.video_blocks
     scored = Blocks(layout, video, SCALE)
-    score = torch.randn(1, 2, video, layout.blocks, generator=torch.Generator().manual_seed(2))
-    always = torch.arange(layout.blocks) >= video
-    ranked = ranking(score, always, None)
     rows, share = rows_of_blocks(scored.q_start, scored.q_length, 5, 0)
-    curve, spread = error_curve(q, k, v, rows, share, ranked, always, scored, compensate)
+    outputs = row_outputs(q, k, v, rows, share, scored, compensate)
     of_row = (share * scored.q_length[:, None]).flatten().double()
-    for count in range(1, video + 1):
-        kept = torch.zeros(2, layout.blocks, layout.blocks, dtype=torch.bool)
-        kept[:, :video].scatter_(-1, ranked[0, :, :, :count], True)
+    for density in (0.1, 0.5, 1.0):
+        kept = torch.rand(2, layout.blocks, layout.blocks, generator=torch.Generator().manual_seed(2)) < density
         kept[:, :, video:] = True
         head_of = torch.arange(2, dtype=torch.int32)
         spans = (layout.start, layout.length)
         nothing = torch.zeros(2, dtype=torch.float64)
         chosen = Selection(from_block_mask(kept, head_of, *spans, *spans), nothing, nothing, compensate)
-        out = attend_selection(chosen, q, k, v, layout, SCALE, None, "reference").out
-        dense = torch.einsum("bhqk,bkhd->bqhd", (torch.einsum("bqhd,bkhd->bhqk", q, k) * SCALE).softmax(-1), v)
+        out = attend_selection(chosen, q.double(), k.double(), v.double(), layout, SCALE, None, "reference").out
+        logits = torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()) * SCALE
+        dense = torch.einsum("bhqk,bkhd->bqhd", logits.softmax(-1), v.double())
         off, full = (x[0, rows.flatten()].square().sum(-1) for x in (out - dense, dense))  # [R, H]
         square = (of_row @ off) / (of_row @ full)
-        torch.testing.assert_close(curve[0, :, count - 1].double(), square.sqrt(), atol=1e-5, rtol=1e-4)
+        error, spread = outputs.error(chosen.indices.bits[:, :video])
+        torch.testing.assert_close(error[0].double(), square.sqrt(), atol=1e-5, rtol=1e-4)
         variance = (of_row * (of_row - 1).clamp(min=0)) @ (off - square * full).square()
         expected = variance.sqrt() / (of_row @ full)
-        torch.testing.assert_close(spread[0, :, count - 1].double(), expected, atol=1e-5, rtol=1e-3)
-    monkeypatch.setattr(blocks_module, "PIECE_ELEMENTS", 1)
-    pieced = error_curve(q, k, v, rows, share, ranked, always, scored, compensate)
-    torch.testing.assert_close(pieced, (curve, spread))
+        torch.testing.assert_close(spread[0].double(), expected, atol=1e-5, rtol=1e-3)
 
 
 def test_at_least_holds_with_targets() -> None:
@@ -271,10 +264,28 @@ def test_more_rows_where_their_mean_is_less_certain() -> None:
     assert math.sqrt(1 + 3 / math.sqrt(worst)) <= 1 + TOLERANCE + 1e-9
 
 
+@pytest.mark.parametrize("competing", [1, 2, 5, 31, 32, 33])
+def test_bisection_finds_the_least_number_that_is_enough(competing: int) -> None:
+    wanted = torch.arange(1, competing + 2, dtype=torch.int32)  # the last head needs more than there are
+
+    def error_of(budget: Tensor) -> tuple[Tensor, Tensor]:
+        assert int(budget.min()) >= 1
+        assert int(budget.max()) <= competing
+        return (budget < wanted).float(), torch.zeros(len(wanted))
+
+    found = error_budget(error_of, len(wanted), 0.5, competing, torch.device("cpu"))
+    assert found.tolist() == wanted.clamp(max=competing).tolist()
+
+
 def test_loud_rows_buy_more_blocks() -> None:
     """A head whose error hangs on a few sampled rows is not trusted to the last block."""
-    curve, sure = torch.tensor([[[0.5, 0.1, 0.09, 0.05, 0.0]]]), torch.zeros(1, 1, 5)
-    unsure = torch.tensor([[[0.0, 0.01, 0.01, 0.001, 0.0]]])
-    assert error_budget(curve, sure, 0.1, 5).tolist() == [2]
-    assert error_budget(curve, unsure, 0.1, 5).tolist() == [4]
-    assert error_budget(curve, unsure + 1, 0.1, 4).tolist() == [4], "never more than there are"
+    curve = torch.tensor([0.5, 0.1, 0.09, 0.05, 0.0])
+    unsure = torch.tensor([0.0, 0.01, 0.01, 0.001, 0.0])
+
+    def budget(spread: Tensor) -> int:
+        asked = lambda kept: (curve[kept.long() - 1], spread[kept.long() - 1])  # noqa: E731
+        return int(error_budget(asked, 1, 0.1, 5, torch.device("cpu")))
+
+    assert budget(torch.zeros(5)) == 2
+    assert budget(unsure) == 4
+    assert budget(unsure + 1) == 5, "never more than there are"
