@@ -148,8 +148,8 @@ class SparseAttention:
                     f"{name} is float64; the kernels take float16, bfloat16 and float32. Cast it, or ask for "
                     "backend='reference'"
                 )
-        self.pattern.check(grid)
         if self._grid != (grid, q.device):
+            self.pattern.check(grid)
             self._grid, self._shared = (grid, q.device), {}
             self._shared["layout"] = self.pattern.token_order().layout(grid, q.device)
         layout = self._shared["layout"]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dit_sparse.biased import biased_keys
 from dit_sparse.grid import Grid
-from dit_sparse.kernels.backends import block_attention, choose
-from dit_sparse.kernels.indices import BlockIndices, from_block_mask, segment_blocks
+from dit_sparse.kernels.backends import choose
+from dit_sparse.kernels.indices import segment_blocks
 from dit_sparse.moment import Call, Moment
 from dit_sparse.monitor import measure
 from dit_sparse.order import Layout, TokenOrder
@@ -112,7 +113,10 @@ class Execution:
         lengths = None
         if call.padding is not None:
             lengths, k, v = call.padding.on_device, call.padding.real_first(k), call.padding.real_first(v)
-        exact = exact_attention(k, v, layout, scale, lengths, self.backend, shared)
+        biased = None
+        if call.padding is not None and call.padding.bias > -math.inf:
+            biased = biased_keys(k, v, call.padding, self._text_blocks(grid, q.device), scale, self.backend)
+        exact = exact_attention(k, v, layout, scale, lengths, self.backend, shared, biased)
         place = (moment.branch, layer.index, call.number)
         key = (*place, pattern, members, grid, tuple(q.shape), q.dtype, q.device)
         seed = zlib.crc32(repr((moment.step, *place)).encode())
@@ -122,12 +126,11 @@ class Execution:
         indices = selection.indices if q.shape[1] == grid.tokens else selection.video_queries(layout)
         backend = choose(self.backend, q, k, v, indices).name
         attended = attend_selection(selection, q, k, v, layout, scale, lengths, backend)
+        if biased is not None:
+            attended = biased.added(attended, q, indices)
         out = pattern.finish(attended, q, k, grid, state)
         if self.monitor:
             record.measured.append(measure(attended, out, q, layout, exact, members, moment.step, seed))
-        if call.padding is not None and call.padding.bias > -math.inf:
-            blocks = self._text_blocks(grid, q.device)
-            out = _with_biased_keys(out, attended.lse, q, k, v, call.padding, indices, blocks, scale, backend)
         self.backend_used = backend
         record.kept_pairs = record.kept_pairs + selection.kept_pairs.sum()
         record.visited_pairs = record.visited_pairs + selection.visited_pairs.sum()
@@ -182,32 +185,6 @@ def dense(layer: Layer, given: Tensors, call: Call) -> Tensor:
         return attend(q, k, v, padding)
     samples = zip(q.split(1), k.split(1), v.split(1), padding.split(), strict=True)
     return torch.cat([attend(*sample) for sample in samples])
-
-
-def _with_biased_keys(
-    out: Tensor,  # [B, Sq, H, D] over the real keys, in kernel order
-    lse: Tensor,  # [B, Sq, H]
-    q: Tensor,
-    k: Tensor,  # in kernel order, real text first
-    v: Tensor,
-    padding: Padding,
-    indices: BlockIndices,
-    text_blocks: tuple[Tensor, Tensor],
-    scale: float,
-    backend: str,
-) -> Tensor:
-    """Add the keys that a mask neither hides nor leaves alone: softmax over both parts, merged by their LSE."""
-    text = padding.grid.video_tokens
-    keys, values = k[:, text:].flip(1), v[:, text:].flip(1)  # the biased ones first
-    start, length = text_blocks
-    reads_text = indices.block_mask()[:, :, -len(start) :].any(-1, keepdim=True)
-    listed = from_block_mask(
-        reads_text.expand(-1, -1, len(start)), indices.head_of, indices.q_start, indices.q_len, start, length
-    )
-    biased = (padding.grid.tokens - padding.on_device).to(torch.int32)
-    more, more_lse = block_attention(q, keys, values, listed, scale=scale, kv_lengths=biased, backend=backend)
-    share = torch.sigmoid(more_lse + padding.bias - lse).nan_to_num()[..., None]  # rows without any key stay 0
-    return (out.float() * (1 - share) + more.float() * share).to(out.dtype)
 
 
 def _with_text_rows(out: Tensor, layer: Layer, given: Tensors, grid: Grid) -> Tensor:

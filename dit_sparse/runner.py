@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dit_sparse.biased import BiasedKeys
 from dit_sparse.kernels.backends import block_attention, compensated_attention
 from dit_sparse.kernels.indices import BLOCK, BlockIndices, from_block_mask, pack_bits, segment_blocks
 from dit_sparse.order import Layout
@@ -51,6 +52,7 @@ def exact_attention(
     kv_lengths: Tensor | None,
     backend: str,
     shared: dict[Any, Any],
+    biased: BiasedKeys | None = None,
 ) -> Exact:
     """Return a function that attends some query rows [B, R, H, D] to all visible keys: (out, natural-log LSE).
 
@@ -61,7 +63,8 @@ def exact_attention(
         indices = _everything(rows, layout, shared)
         if seen is not None:
             indices = _masked(indices, seen)
-        return block_attention(rows, k, v, indices, scale=scale, kv_lengths=kv_lengths, backend=backend)
+        out, lse = block_attention(rows, k, v, indices, scale=scale, kv_lengths=kv_lengths, backend=backend)
+        return (out, lse) if biased is None else biased.added(Attended(out, lse, lse), rows, indices)[:2]
 
     return exact
 

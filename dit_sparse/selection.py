@@ -72,18 +72,18 @@ class Selection:
         return self.indices.first_queries(layout.video_blocks)
 
     def renewed(self, fresh: Selection, stale: Tensor) -> Selection:
-        """Take the heads of `fresh` where stale, bool [B*H], is set, and keep the others; the host reads nothing."""
+        """Take the heads of `fresh` where stale, bool [B*H], is set, and keep the others; the host reads nothing.
+
+        Heads that share keys are stale together.
+        """
         mine, other = self.indices, fresh.indices
         order = self.head_order
         if order is not None and fresh.head_order is not None:
-            # heads that share keys share their order, so they go stale together
             batch, kv_heads = order.k.shape[:2]
-            of_keys = stale.view(batch, kv_heads, -1).any(-1)
-            stale = of_keys.repeat_interleave(stale.numel() // of_keys.numel(), 1).flatten()
-            by_head = stale.view(batch, -1, 1)
+            of_keys = stale.view(batch, kv_heads, -1)[..., :1]
             order = HeadOrder(
-                torch.where(by_head, fresh.head_order.q, order.q),
-                torch.where(of_keys[..., None], fresh.head_order.k, order.k),
+                torch.where(stale.view(batch, -1, 1), fresh.head_order.q, order.q),
+                torch.where(of_keys, fresh.head_order.k, order.k),
             )
         if mine.bits is other.bits:  # a choice among fixed rows
             indices = replace(mine, head_of=torch.where(stale, other.head_of, mine.head_of))

@@ -11,6 +11,7 @@ from dit_sparse.grid import Grid
 from dit_sparse.kernels.gate import ERROR_FACTOR
 from dit_sparse.order import Layout
 from dit_sparse.patterns import Pattern, PatternState, StaticPattern
+from dit_sparse.patterns.base import variant_of
 from dit_sparse.runner import exact_attention
 from dit_sparse.selection import Selection
 
@@ -46,7 +47,7 @@ def check_rows(
 def _static_bias(pattern: StaticPattern, grid: Grid, heads: int, rows: Tensor, head: int) -> Tensor:
     """Return 0 or -inf for each of the video tokens `rows` and each key in the grid's order: fp64 [rows, tokens]."""
     variants = pattern.variants(grid)
-    rule = variants[head % len(variants)].token_rule(grid, rows.device)
+    rule = variants[variant_of(head, heads, len(variants))].token_rule(grid, rows.device)
     bias = torch.zeros(len(rows), grid.tokens, dtype=torch.float64, device=rows.device)
     seen = rule(rows[:, None], torch.arange(grid.video_tokens, device=rows.device)[None])
     bias[:, grid.prefix : grid.prefix + grid.video_tokens].masked_fill_(~seen, -torch.inf)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -38,7 +39,7 @@ class PatternState:
     exact: Exact | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pattern:
     """Say which keys each query of a video grid attends to. The dataclass fields are the whole configuration.
 
@@ -48,6 +49,17 @@ class Pattern:
     name: ClassVar[str]
     exact: ClassVar[str]  # "token": partial blocks carry a bit tile; "block": a block is read whole or not at all
     knob: ClassVar[str | None] = None  # the field that `with_density` sets
+
+    @cached_property
+    def _identity(self) -> str:
+        # Not the fields themselves: 1 token and a share of 1.0 are equal numbers.
+        return repr(self)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pattern) and self._identity == other._identity
+
+    def __hash__(self) -> int:
+        return hash(self._identity)
 
     def check(self, grid: Grid) -> None:
         """Raise ValueError where the configuration does not fit the grid."""
@@ -81,7 +93,7 @@ class Pattern:
         """Write the pattern as `pattern_from_text` reads it, without what is the default."""
         shown = {item.name: getattr(self, item.name) for item in fields(self)}
         usual = {item.name: item.default for item in fields(self)}
-        options = [f"{name}={_to_text(value)}" for name, value in shown.items() if value != usual[name]]
+        options = [f"{name}={_to_text(value)}" for name, value in shown.items() if repr(value) != repr(usual[name])]
         return f"{self.name}:{','.join(options)}" if options else self.name
 
     def to_dict(self) -> dict[str, Any]:
@@ -90,7 +102,7 @@ class Pattern:
         return {"name": self.name} | {key: _to_json(value) for key, value in values.items() if value is not None}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StaticPattern(Pattern):
     """Be a pattern whose kept pairs depend on the grid alone: `keep` is the definition, all else derives from it."""
 
@@ -104,7 +116,10 @@ class StaticPattern(Pattern):
         raise TypeError(f"{type(self).__name__} must define token_rule()")
 
     def variants(self, grid: Grid) -> Sequence[StaticPattern]:
-        """Return the patterns that the heads of a layer take in turn: only this one, unless overridden."""
+        """Return the patterns that the heads of a call take by `variant_of`: only this one, unless overridden.
+
+        Heads are counted among those that a plan gives this pattern.
+        """
         return (self,)
 
     def knob_settings(self, grid: Grid) -> Sequence[StaticPattern]:
@@ -160,7 +175,7 @@ class StaticPattern(Pattern):
 
     def select(self, q: Tensor, k: Tensor, grid: Grid, state: PatternState) -> Selection:
         """Return the blocks of this grid, built once and shared by all layers, branches and steps."""
-        rows, heads = q.shape[0] * q.shape[2], ("static", self, q.device, q.shape[0], q.shape[2])
+        heads = ("static", self, q.device, q.shape[0], q.shape[2])
         if heads not in state.shared:
             built = ("static", self, q.device)
             if built not in state.shared:
@@ -170,10 +185,16 @@ class StaticPattern(Pattern):
                     for one in self.variants(grid)
                 ]
             choices: list[Selection] = state.shared[built]
-            head_of = torch.arange(rows, dtype=torch.int32, device=q.device) % q.shape[2] % len(choices)
+            turns = [variant_of(head, q.shape[2], len(choices)) for head in range(q.shape[2])]
+            head_of = torch.tensor(turns * q.shape[0], dtype=torch.int32, device=q.device)
             state.shared[heads] = stacked(choices, head_of)
         selection: Selection = state.shared[heads]
         return selection
+
+
+def variant_of(head: int, heads: int, variants: int) -> int:
+    """Return which variant a head takes: each in turn, or spread evenly where there are more than heads."""
+    return head % variants if heads >= variants else head * variants // heads
 
 
 def static_selection(pattern: StaticPattern, grid: Grid, layout: Layout) -> Selection:

@@ -18,7 +18,7 @@ from dit_sparse.selection import Attended, Selection
 DRIFT_ROWS = 128
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cached(Pattern):
     """Select with `pattern` at some denoising steps and reuse the blocks in between.
 
@@ -96,19 +96,19 @@ class Cached(Pattern):
         age = step - memory.get("since", step)
         known: Selection | None = memory.get("selection") if age >= 0 else None
         stale: Stale | None = memory.pop("stale", None)
-        memory["step"], memory["renewed"] = step, True
+        memory["step"] = step
         if known is None or (self.recall is None and age >= self.refresh_steps):
             number = 0 if known is None else memory["number"] + 1
             memory["number"], memory["since"] = number, step
             memory["inner"] = {} if known is None else memory["inner"]
             inner = replace(state, memory=memory["inner"])
             memory["selection"] = self._numbered(number).select(q, k, grid, inner)
+            memory["owed"] = torch.ones(q.shape[0] * q.shape[2], dtype=torch.bool, device=q.device)
         elif stale is not None and not stale.surely_none():
             # A memory of its own: what is chosen must not depend on whether the host knew that it was needed.
             fresh = self.pattern.select(q, k, grid, replace(state, memory={}))
             memory["selection"] = known.renewed(fresh, stale.heads)
-        else:
-            memory["renewed"] = False
+            memory["owed"] = stale.heads | memory.get("owed", False)
         selection: Selection = memory["selection"]
         return selection
 
@@ -117,15 +117,19 @@ class Cached(Pattern):
         out = self.pattern.finish(attended, q, k, grid, replace(state, memory=memory["inner"]))
         if self.recall is not None and memory["step"] - memory["since"] >= self.refresh_steps:
             memory["since"] = memory["step"]
-            memory["stale"] = Stale(self._recall(attended, q, state) < self.recall)
+            low = self._recall(attended, q, state) < self.recall
+            of_keys = low.unflatten(1, (k.shape[2], -1)).any(-1)  # heads that share keys go stale together
+            memory["stale"] = Stale(of_keys.repeat_interleave(q.shape[2] // k.shape[2], 1).flatten())
         if not self.residual:
             return out
-        if memory["renewed"]:
-            assert state.exact is not None
-            dense, _ = state.exact(q)
-            memory["residual"] = dense - out
-            return dense
-        return out + memory["residual"]
+        if "owed" not in memory:  # heads whose residual is that of an older selection, bool [B*H]
+            return out + memory["residual"]
+        assert state.exact is not None
+        dense, _ = state.exact(q)
+        owed = memory["owed"].view(q.shape[0], 1, q.shape[2], 1)
+        memory["residual"] = torch.where(owed, dense - out, memory.get("residual", out))
+        del memory["owed"]  # last: a call that fails before leaves it to the next one
+        return torch.where(owed, dense, out + memory["residual"])
 
     def _numbered(self, number: int) -> Pattern:
         """Return the pattern of the selection with this number, counted from 0."""
@@ -135,11 +139,11 @@ class Cached(Pattern):
         return replace(self.pattern, keep=share)  # type: ignore[call-arg]
 
     def _recall(self, attended: Attended, q: Tensor, state: PatternState) -> Tensor:
-        """Measure the recall of the mask that was just used, fp32 [B*H]."""
+        """Measure the recall of the mask that was just used, fp32 [B, H]."""
         assert state.exact is not None
         rows = sample_rows(state.layout, min(DRIFT_ROWS, state.layout.grid.video_tokens), state.seed)
         _, exact_lse = state.exact(q[:, rows])
-        return recall_of(attended.computed_lse, rows, exact_lse).flatten()
+        return recall_of(attended.computed_lse, rows, exact_lse)
 
 
 class Stale:

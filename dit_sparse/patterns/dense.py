@@ -13,7 +13,7 @@ from dit_sparse.grid import Grid
 from dit_sparse.patterns.base import StaticPattern
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dense(StaticPattern):
     """Attend to every key. In a plan this runs the model's own dense attention."""
 

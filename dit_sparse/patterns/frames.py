@@ -21,7 +21,7 @@ ORDER_OF_KIND = {"spatial": "raster", "temporal": "axes:hwf"}
 SETTINGS = 48
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frames(StaticPattern):
     """Keep a band around the diagonal, in raster order (spatial) or with all frames of one place together (temporal).
 
@@ -77,7 +77,7 @@ class Frames(StaticPattern):
         return keep
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AutoFrames(Pattern):
     """Let each head choose between the two bands of `Frames` in every call, by the error on sampled query rows.
 

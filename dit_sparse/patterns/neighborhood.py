@@ -19,7 +19,7 @@ CLAMPS = ("token", "tile")
 SETTINGS = 48
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Neighborhood(StaticPattern):
     """Attend to `window` keys per axis around the query; at borders the window is shifted inwards, never cut.
 

@@ -18,7 +18,7 @@ AxisSize = int | float | tuple[int | float, int | float, int | float]
 SETTINGS = 48
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Powers(StaticPattern):
     """Keep keys whose distance on every axis is, in units, 0 or a power of two, or lies in a local window.
 

@@ -20,7 +20,7 @@ KINDS = ("token", "block")
 SETTINGS = 32
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Radial(StaticPattern):
     """Keep O(n log n) pairs: attention energy decays with distance in space and time, so does the window.
 
@@ -56,6 +56,13 @@ class Radial(StaticPattern):
             raise ValueError(f"Radial sink must be True or False, got {self.sink!r}")
         if TokenOrder.parse(self.order).kind != "raster" and self.kind == "block":
             raise ValueError(f"Radial kind='block' is made of raster blocks: use order='raster', got {self.order!r}")
+
+    def check(self, grid: Grid) -> None:
+        if self.kind == "block" and not bool(self.block_mask(grid).any(1).all()):
+            raise ValueError(
+                f"Radial kind='block' leaves queries without any key on the grid {grid}: frames of {grid.frame_tokens} "
+                "tokens are too small for its rule; use kind='token'"
+            )
 
     def knob_settings(self, grid: Grid) -> Sequence[Radial]:
         if self.kind == "token":

@@ -13,7 +13,7 @@ from dit_sparse.grid import Grid
 from dit_sparse.patterns.base import StaticPattern
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Skip(StaticPattern):
     """Give zeros for video queries: they read nothing, not even text. Text queries stay exact.
 

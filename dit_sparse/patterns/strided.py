@@ -19,12 +19,13 @@ SPARSEST_STRIDE = 48
 SAMPLED_PHASES = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Strided(StaticPattern):
     """Keep the tiles around the query's own, and of all others those whose turn it is for the head.
 
     Tile (a, b, c) on the grid of tiles has its turn in phase (a + b + c) mod stride, so that each line of tiles holds
-    all phases. Head h takes phase h mod stride: `stride` heads in a row read everything between them.
+    all phases. Head h takes phase h mod stride: `stride` heads in a row read everything between them. Fewer heads take
+    phases that are spread evenly. Heads are counted among those that have this pattern.
     stride: phases; the knob. tile: tokens of a tile, one value or (frames, height, width); those at the far borders
     may be smaller. local: tiles on either side that every head reads, one value or (frames, height, width).
     phase: fix one phase for all heads, e.g. where a plan names the heads; None lets them take turns.

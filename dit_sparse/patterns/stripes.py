@@ -20,7 +20,7 @@ ORDER_OF_KIND = {"diagonal": "raster", "multi-diagonal": "axes:hwf", "vertical":
 SETTINGS = 48
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stripes(StaticPattern):
     """Keep a band around the diagonal, the same band in every pair of frames, or a few columns of keys.
 

@@ -38,7 +38,7 @@ CYCLE = ("raster", "column", "tile")  # the 1-D, 2-D and 3-D partitions that the
 SEED_OF_BUDGETS = 1  # added to the seed: a score of sampled rows must not be judged by the same rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TopBlocks(Pattern):
     """Keep, for each block of 128 queries, the key blocks with the highest estimated attention mass.
 
@@ -59,7 +59,8 @@ class TopBlocks(Pattern):
         tile in turn, and is tile where no layer is known.
     clusters: sort the tokens of each head by k-means clusters first, so many, or (of queries, of keys); order is then
         without meaning.
-    heads: "adaptive" moves budget from heads that read much with `keep` to those that read little.
+    heads: "adaptive" moves budget from heads that read much with `keep` to those that read little, among the heads that
+        have this pattern.
     sinks: words joined by "+", or "none". text: every row reads the text, outside the budget; without it text blocks
         compete like others. first_frame, diagonal: blocks with tokens of the first frame, and the row's own one, are
         kept, inside the budget.

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 import dit_sparse as ds
+from dit_sparse import execution
 from dit_sparse.attention import Layer, attend, dense_attention
 from dit_sparse.options import Options
 from dit_sparse.patterns import PatternState
+from dit_sparse.patterns.cached import Stale
 from dit_sparse.schedule import Schedule
 from dit_sparse.selection import video_blocks_of
 
@@ -93,6 +95,50 @@ def test_residual_gives_dense_where_it_is_made_and_is_added_after() -> None:
             residual = dense - sparse
         else:
             torch.testing.assert_close(out, sparse + residual, atol=1e-5, rtol=1e-5)
+
+
+def test_a_call_that_fails_owes_its_residual_to_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted between choosing and attending, at the first selection and at a later one; the loop goes on."""
+    schedule, layer = make(ds.Cached(ONE, refresh_steps=2, residual=True))
+    attend_selection = execution.attend_selection
+    inputs = [pointing([shift, shift]) for shift in (1, 2, 3, 4)]
+
+    def interrupted(*given: object) -> object:
+        raise KeyboardInterrupt
+
+    for step, (q, k, v) in enumerate(inputs):
+        for failing in (True, False):
+            monkeypatch.setattr(execution, "attend_selection", interrupted if failing else attend_selection)
+            schedule.start_forward(GRID, step=step, total_steps=4)
+            if failing:
+                with pytest.raises(KeyboardInterrupt):
+                    attend(layer, q, k, v)
+                continue
+            out = attend(layer, q, k, v)
+            if step % 2 == 0:
+                torch.testing.assert_close(out, dense_attention(q, k, v), atol=1e-5, rtol=1e-5)
+            else:
+                assert not torch.allclose(out, dense_attention(q, k, v), atol=1e-3)
+
+
+@pytest.mark.parametrize("inner", [ONE, ds.TopBlocks(keep=0.5, clusters=4), ds.AutoFrames(0.2)], ids=str)
+@pytest.mark.parametrize("residual", [False, True])
+def test_what_the_host_knows_changes_nothing(
+    inner: ds.Pattern, residual: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host may learn late that no head is stale: it then chooses anew for nothing, and the output is the same."""
+    steps = [pointing(shifts) for shifts in ([1, 2], [1, 2], [1, 5], [1, 5], [1, 5])]
+    runs = []
+    for late in (False, True):
+        if late:
+            monkeypatch.setattr(Stale, "surely_none", lambda self: False)
+        schedule, layer = make(ds.Cached(inner, refresh_steps=1, recall=0.4, residual=residual))
+        runs.append([])
+        for step, (q, k, v) in enumerate(steps):
+            schedule.start_forward(GRID, step=step, total_steps=len(steps))
+            runs[-1].append(attend(layer, q, k, v))
+    for early, later in zip(*runs, strict=True):
+        torch.testing.assert_close(early, later, atol=1e-6, rtol=1e-5)
 
 
 def test_two_pipelines_and_two_branches_share_nothing() -> None:

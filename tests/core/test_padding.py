@@ -15,7 +15,7 @@ from dit_sparse.attention import Layer, dense_attention
 from dit_sparse.grid import Grid
 from dit_sparse.options import Options
 from dit_sparse.padding import HIDDEN, Padding, TensorSources, read_padding
-from dit_sparse.patterns import Dense, Neighborhood, Pattern, Skip, StaticPattern, TopBlocks
+from dit_sparse.patterns import Cached, Dense, Neighborhood, Pattern, Skip, StaticPattern, TopBlocks
 from dit_sparse.plan import Plan, Rule
 from dit_sparse.schedule import Schedule
 
@@ -162,6 +162,26 @@ def test_text_may_be_weighed_and_have_rows_of_its_own(pattern: StaticPattern, fo
     out = layer.schedule.attend(layer, q, k, v, mask)
     rows = seen if form is causal_text else torch.ones_like(seen)
     torch.testing.assert_close(out[rows].double(), exact[rows], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_residual_and_monitoring_count_weighed_text(compensate: bool) -> None:
+    """Dense is dense with the bias, and what is read of weighed keys is measured as read."""
+    seen = key_mask(torch.rand(2, 18) < 0.6)
+    mask = outer_bias(seen)
+    pattern = Cached(TopBlocks(keep=0.5, compensate=compensate), residual=True)
+    schedule = Schedule(Plan.of(pattern), options=Options(min_tokens=0, strict=True, monitor=True))
+    layer = Layer("layer", 0, schedule, dense_attention)
+    schedule.start_forward(GRID, mask_source=object())
+    q, k, v = (torch.randn(2, GRID.tokens, 3, 16) for _ in range(3))
+    exact = dense_attention(q.double(), k.double(), v.double(), mask.double())
+    torch.testing.assert_close(schedule.attend(layer, q, k, v, mask).double(), exact, rtol=1e-5, atol=1e-5)
+    (measured,) = schedule.summary().layers[0].measured
+    assert float(measured.error.max()) < 1e-5
+    weights = torch.einsum("bqhd,bkhd->bhqk", q.double(), k.double()).mul(0.25).add(mask).softmax(-1)[:, :, VIDEO]
+    text = 1 - weights[..., VIDEO].sum(-1).mean((0, 2))
+    assert (measured.recall > text + 0.3).all(), "all text is read, and one of two blocks"
+    assert (measured.recall < 1 - 0.2).all()
 
 
 def test_masks_of_all_heads_serve_a_part_of_them() -> None:

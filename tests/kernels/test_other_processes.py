@@ -19,10 +19,11 @@ ROOT = HERE.parent.parent
     [
         ("interpreter/cases_triton.py", {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}),
         ("interpreter/cases_estimates.py", {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}),
+        ("interpreter/cases_patterns.py", {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}),
         ("ahead/cases_ahead.py", {"TRITON_INTERPRET": "0"}),
         ("ahead/cases_estimates_ahead.py", {"TRITON_INTERPRET": "0"}),
     ],
-    ids=["interpreter", "interpreter_estimates", "ahead_of_time", "ahead_of_time_estimates"],
+    ids=["interpreter", "interpreter_estimates", "interpreter_patterns", "ahead_of_time", "ahead_of_time_estimates"],
 )
 def test_in_its_own_process(cases: str, extra: dict[str, str]) -> None:
     path = os.pathsep.join([str(ROOT), str(HERE / "ahead"), *filter(None, [os.environ.get("PYTHONPATH")])])
