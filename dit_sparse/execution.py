@@ -125,9 +125,7 @@ class Execution:
         selection = pattern.select(q, k, grid, state)
         indices = selection.indices if q.shape[1] == grid.tokens else selection.video_queries(layout)
         backend = choose(self.backend, q, k, v, indices).name
-        attended = attend_selection(selection, q, k, v, layout, scale, lengths, backend)
-        if biased is not None:
-            attended = biased.added(attended, q, indices)
+        attended = attend_selection(selection, q, k, v, layout, scale, lengths, backend, biased)
         out = pattern.finish(attended, q, k, grid, state)
         if self.monitor:
             record.measured.append(measure(attended, out, q, layout, exact, members, moment.step, seed))

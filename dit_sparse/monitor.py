@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from dit_sparse.order import Layout
@@ -43,5 +44,6 @@ def measure(
     rows = sample_rows(layout, min(ROWS, layout.grid.video_tokens), seed)
     exact_out, exact_lse = exact(q[:, rows])
     wrong = (out[:, rows].float() - exact_out.float()).square().sum((0, 1, 3))
-    error = (wrong / exact_out.float().square().sum((0, 1, 3))).sqrt()
+    full = exact_out.float().square().sum((0, 1, 3))
+    error = (wrong / full.clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
     return Measured(step, heads, recall_of(attended.computed_lse, rows, exact_lse).mean(0), error)

@@ -11,6 +11,7 @@ from torch import Tensor
 from dit_sparse.biased import BiasedKeys
 from dit_sparse.kernels.backends import block_attention, compensated_attention
 from dit_sparse.kernels.indices import BLOCK, BlockIndices, from_block_mask, pack_bits, segment_blocks
+from dit_sparse.masks import MOST_MASKS
 from dit_sparse.order import Layout
 from dit_sparse.selection import Attended, Exact, HeadOrder, Selection
 
@@ -24,6 +25,7 @@ def attend_selection(
     scale: float,
     kv_lengths: Tensor | None,  # int32 [B]
     backend: str,
+    biased: BiasedKeys | None = None,
 ) -> Attended:
     """Attend over the selected blocks, in the heads' own orders where the selection has them."""
     indices = selection.indices if q.shape[1] == layout.grid.tokens else selection.video_queries(layout)
@@ -37,6 +39,8 @@ def attend_selection(
     else:
         out, lse = block_attention(q, k, v, indices, scale=scale, kv_lengths=kv_lengths, backend=backend)
         attended = Attended(out, lse, lse)
+    if biased is not None:
+        attended = biased.added(attended, q, indices)
     if order is None:
         return attended
     out, lse = HeadOrder.from_kernel(attended.out, order.q), HeadOrder.from_kernel(attended.lse, order.q)
@@ -70,7 +74,16 @@ def exact_attention(
 
 
 def _masked(indices: BlockIndices, seen: Tensor) -> BlockIndices:
-    """Give every visited block of one head row its bit tile of a token mask, bool [Sq, Sk]; the host reads nothing."""
+    """Give every visited block of one head row its bit tile of a token mask, bool [Sq, Sk]; the host reads nothing.
+
+    Raises: ValueError for more blocks than bit tiles can be numbered.
+    """
+    tiles_needed = indices.query_blocks * indices.key_blocks
+    if tiles_needed > MOST_MASKS:
+        raise ValueError(
+            f"{len(seen)} rows over {indices.key_blocks} key blocks need {tiles_needed} bit tiles, at most "
+            f"{MOST_MASKS} can be numbered; sample fewer rows"
+        )
     lane = torch.arange(BLOCK, device=seen.device)
     rows = seen[(indices.q_start[:, None] + lane).clamp(max=seen.shape[0] - 1).flatten()]
     tiles = rows[:, (indices.kv_start[:, None] + lane).clamp(max=seen.shape[1] - 1)]  # [Q * 128, K, 128]

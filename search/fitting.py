@@ -17,11 +17,7 @@ def fit(pattern: Pattern, grid: Grid, density: float, device: torch.device | str
         targets = ("mass", "threshold", "recall", "error")
         free = pattern.knob == "keep" and all(getattr(pattern, name, None) is None for name in targets)
         return pattern.with_density(grid, density) if free else pattern
-    settings = pattern.knob_settings(grid)
-    if not settings or (pattern.name, getattr(pattern, "clamp", "")) == ("neighborhood", "tile"):
+    if not pattern.knob_settings(grid) or (pattern.name, getattr(pattern, "clamp", "")) == ("neighborhood", "tile"):
         pattern.check(grid)
         return pattern
-    try:
-        return pattern.with_density(grid, density, device)
-    except ValueError:
-        return min((settings[0], settings[-1]), key=lambda one: abs(one.densities(grid, device)[1] - density))
+    return pattern.nearest(grid, density, device)[0]

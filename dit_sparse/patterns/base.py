@@ -18,6 +18,8 @@ from dit_sparse.selection import Attended, Exact, Selection
 
 # Query blocks that tell a static pattern's density on a large grid: enough for two digits.
 SAMPLED_BLOCKS = 48
+# A knob that comes no nearer to a density than by this share of it does not reach it.
+FARTHEST_MISS = 0.25
 
 
 @dataclass
@@ -150,7 +152,13 @@ class StaticPattern(Pattern):
         found = [rule_densities(one.token_rule(grid, device), layout, sampled_blocks) for one in self.variants(grid)]
         return sum(one[0] for one in found) / len(found), sum(one[1] for one in found) / len(found)
 
-    def with_density(self, grid: Grid, target: float, device: torch.device | str = "cpu") -> StaticPattern:
+    def nearest(
+        self, grid: Grid, target: float, device: torch.device | str = "cpu"
+    ) -> tuple[StaticPattern, float, tuple[float, float]]:
+        """Return the setting of the knob that is nearest to a computed density, its density, and the range of all.
+
+        Raises: ValueError where there is no knob.
+        """
         settings = self.knob_settings(grid)
         if not settings:
             found = self.densities(grid, device)[1]
@@ -163,15 +171,21 @@ class StaticPattern(Pattern):
             return known[index]
 
         low, high = 0, len(settings) - 1
-        if not density(low) * 0.99 <= target <= density(high) * 1.01:
-            raise ValueError(
-                f"{self.name} reaches computed densities from {density(low):.3f} to {density(high):.3f} on the grid "
-                f"{grid} by its {self.knob}, got the target {target}"
-            )
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if density(middle) <= target else (low, middle)
-        return settings[min((low, high), key=lambda index: abs(density(index) - target))]
+        best = min((low, high), key=lambda index: abs(density(index) - target))
+        return settings[best], density(best), (density(0), density(len(settings) - 1))
+
+    def with_density(self, grid: Grid, target: float, device: torch.device | str = "cpu") -> StaticPattern:
+        found, reached, (least, most) = self.nearest(grid, target, device)
+        inside = least * 0.99 <= target <= most * 1.01
+        if not inside or abs(reached - target) > FARTHEST_MISS * target:
+            raise ValueError(
+                f"{self.name} reaches computed densities from {least:.3f} to {most:.3f} on the grid {grid} by its "
+                f"{self.knob}, and nothing nearer to {target} than {reached:.3f} ({found})"
+            )
+        return found
 
     def select(self, q: Tensor, k: Tensor, grid: Grid, state: PatternState) -> Selection:
         """Return the blocks of this grid, built once and shared by all layers, branches and steps."""

@@ -15,7 +15,7 @@ from dit_sparse.attention import Layer, dense_attention
 from dit_sparse.grid import Grid
 from dit_sparse.options import Options
 from dit_sparse.padding import HIDDEN, Padding, TensorSources, read_padding
-from dit_sparse.patterns import Cached, Dense, Neighborhood, Pattern, Skip, StaticPattern, TopBlocks
+from dit_sparse.patterns import AutoFrames, Cached, Dense, Neighborhood, Pattern, Skip, StaticPattern, TopBlocks
 from dit_sparse.plan import Plan, Rule
 from dit_sparse.schedule import Schedule
 
@@ -162,6 +162,19 @@ def test_text_may_be_weighed_and_have_rows_of_its_own(pattern: StaticPattern, fo
     out = layer.schedule.attend(layer, q, k, v, mask)
     rows = seen if form is causal_text else torch.ones_like(seen)
     torch.testing.assert_close(out[rows].double(), exact[rows], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "pattern", [TopBlocks(1.0, clusters=3), AutoFrames(1.0), TopBlocks(1.0, sinks="none")], ids=str
+)
+def test_weighed_text_is_read_in_any_order_of_the_heads(pattern: Pattern) -> None:
+    mask = outer_bias(key_mask(torch.rand(2, 18) < 0.6))
+    schedule = Schedule(Plan.of(pattern), options=Options(min_tokens=0, strict=True))
+    schedule.start_forward(GRID, mask_source=object())
+    q, k, v = (torch.randn(2, GRID.tokens, 3, 16) for _ in range(3))
+    exact = dense_attention(q.double(), k.double(), v.double(), mask.double())
+    out = schedule.attend(Layer("layer", 0, schedule, dense_attention), q, k, v, mask)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("compensate", [False, True])
