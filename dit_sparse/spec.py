@@ -9,8 +9,8 @@ from dit_sparse.plan import Plan, Rule
 
 # The first steps decide what a clip shows, and the outer layers attend broadly in every model profiled so far, so both
 # stay dense; elsewhere a selection is reused for some steps. Tiles four frames deep came closer to dense at the
-# same density than the flatter ones that waste the fewest tokens, and the means of what is skipped bring the clip nearer
-# to the dense one for a few percent of the time (docs/measurements.md).
+# same density than the flatter ones that waste the fewest tokens, and means that stand for what is skipped come closer
+# still, for a few percent of the time (docs/measurements.md).
 DEEP_TILES = "tile:4x4x8"
 
 
