@@ -7,6 +7,8 @@ import torch
 from dit_sparse.grid import Grid
 from dit_sparse.patterns import Pattern, StaticPattern
 
+TARGETS = ("mass", "threshold", "recall", "error")  # with these the density follows from the content
+
 
 def fit(pattern: Pattern, grid: Grid, density: float, device: torch.device | str) -> Pattern:
     """Set a pattern's knob for a computed density on a grid, to the nearest that it reaches.
@@ -14,9 +16,8 @@ def fit(pattern: Pattern, grid: Grid, density: float, device: torch.device | str
     Raises: ValueError where the pattern does not fit the grid at all.
     """
     if not isinstance(pattern, StaticPattern):
-        targets = ("mass", "threshold", "recall", "error")
-        free = pattern.knob == "keep" and all(getattr(pattern, name, None) is None for name in targets)
-        return pattern.with_density(grid, density) if free else pattern
+        follows_content = any(getattr(pattern, name, None) is not None for name in TARGETS)
+        return pattern if follows_content else pattern.with_density(grid, density, device)
     if not pattern.knob_settings(grid) or (pattern.name, getattr(pattern, "clamp", "")) == ("neighborhood", "tile"):
         pattern.check(grid)
         return pattern

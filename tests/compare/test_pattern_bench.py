@@ -12,12 +12,11 @@ from dit_sparse.cli import build_app
 from dit_sparse.grid import Grid
 from dit_sparse.patterns import PATTERNS, Cached, Pattern, Skip, pattern_from_text
 from dit_sparse.search import pattern_bench
-from dit_sparse.search.fitting import fit
+from dit_sparse.search.fitting import TARGETS, fit
 from dit_sparse.search.row_check import check_rows
 from tests.core.examples import EXAMPLES
 
 CPU = torch.device("cpu")
-TARGETS = ("mass", "threshold", "recall", "error")  # their density follows from the content
 
 
 @pytest.mark.parametrize("spec", pattern_bench.PATTERNS)

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dit_sparse.attention import sparse_attention
 from dit_sparse.grid import Grid
-from dit_sparse.patterns import PATTERNS, pattern_from_text
+from dit_sparse.patterns import PATTERNS, Pattern, pattern_from_text
 from dit_sparse.search.pictures import GAP_PIXELS, PALETTE, PICTURE_PIXELS, draw, made_up
 from dit_sparse.search.plans import parse_grid
 from dit_sparse.spec import parse_spec
@@ -104,7 +105,22 @@ def test_what_the_page_of_methods_writes_can_be_run() -> None:
     rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| ") and not line.startswith("|-")]
     assert all(len(row) in (2, 3) for row in rows)
     written = [code for row in rows for code in re.findall(r"`([a-z]+(?::[^`]*)?)`", "|".join(row[1:]))]
-    patterns = [pattern_from_text(code) for code in written if code.partition(":")[0] in PATTERNS and code != "cached"]
+    patterns = {pattern_from_text(code) for code in written if code.partition(":")[0] in PATTERNS and code != "cached"}
     assert {pattern.name for pattern in patterns} == set(PATTERNS), "every pattern stands for a method"
     for pattern in patterns:
-        pattern.at_layer(0).check(Grid(21, 30, 52))
+        pattern.check(Grid(21, 30, 52))
+        assert pattern_from_text(str(pattern)) == pattern
+        grid = next(grid for grid in (Grid(5, 8, 8, suffix=3), Grid(18, 16, 24, suffix=3)) if fits(pattern, grid))
+        q, k, v = torch.randn(3, 1, grid.tokens, 2, 16)
+        out = sparse_attention(q, k, v, pattern.at_layer(0), grid, backend="cpu")
+        assert isinstance(out, Tensor)
+        assert out.isfinite().all(), pattern
+        assert out[:, : grid.video_tokens].any() == (pattern.name != "skip"), pattern
+
+
+def fits(pattern: Pattern, grid: Grid) -> bool:
+    try:
+        pattern.check(grid)
+    except ValueError:  # windows and strides in tokens
+        return False
+    return True
