@@ -42,7 +42,7 @@ SEED_OF_BUDGETS = 1  # added to the seed: a score of sampled rows must not be ju
 class TopBlocks(Pattern):
     """Keep, for each block of 128 queries, the key blocks with the highest estimated attention mass.
 
-    How many: at most one of the first five; with none of them keep is 0.25.
+    How many, by one of five fields; with none of them keep is 0.25.
     keep: share of the blocks per row, in (0, 1]; at least one is kept.
     mass: the best blocks until their share of the row's estimated mass reaches this, the crossing one included.
     threshold: the blocks whose score is more than so many standard deviations above the mean of the row's scores.
@@ -59,8 +59,7 @@ class TopBlocks(Pattern):
         tile in turn, and is tile where no layer is known.
     clusters: sort the tokens of each head by k-means clusters first, so many, or (of queries, of keys); order is then
         without meaning.
-    heads: "adaptive" moves budget from heads that read much with `keep` to those that read little, among the heads that
-        have this pattern.
+    heads: "adaptive" moves budget from heads that read much with `keep` to those of this pattern that read little.
     sinks: words joined by "+", or "none". text: every row reads the text, outside the budget; without it text blocks
         compete like others. first_frame, diagonal: blocks with tokens of the first frame, and the row's own one, are
         kept, inside the budget.

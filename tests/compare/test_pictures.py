@@ -110,7 +110,7 @@ def test_what_the_page_of_methods_writes_can_be_run() -> None:
     for pattern in patterns:
         pattern.check(Grid(21, 30, 52))
         assert pattern_from_text(str(pattern)) == pattern
-        grid = next(grid for grid in (Grid(5, 8, 8, suffix=3), Grid(18, 16, 24, suffix=3)) if fits(pattern, grid))
+        grid = next(grid for grid in (Grid(5, 8, 8, suffix=3), Grid(18, 24, 24, suffix=3)) if fits(pattern, grid))
         q, k, v = torch.randn(3, 1, grid.tokens, 2, 16)
         out = sparse_attention(q, k, v, pattern.at_layer(0), grid, backend="cpu")
         assert isinstance(out, Tensor)
