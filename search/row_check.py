@@ -49,6 +49,8 @@ def _static_bias(pattern: StaticPattern, grid: Grid, heads: int, rows: Tensor, h
     variants = pattern.variants(grid)
     rule = variants[variant_of(head, heads, len(variants))].token_rule(grid, rows.device)
     bias = torch.zeros(len(rows), grid.tokens, dtype=torch.float64, device=rows.device)
+    if not pattern.reads_text:
+        bias.fill_(-torch.inf)
     seen = rule(rows[:, None], torch.arange(grid.video_tokens, device=rows.device)[None])
     bias[:, grid.prefix : grid.prefix + grid.video_tokens].masked_fill_(~seen, -torch.inf)
     return bias

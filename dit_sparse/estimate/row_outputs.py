@@ -55,7 +55,12 @@ def row_outputs(
     scored: Blocks,
     compensate: bool,
 ) -> RowOutputs:
-    """Compute some rows exactly, to measure choices of blocks against: as many rows / N of a dense call."""
+    """Compute some rows exactly, to measure choices of blocks against: as many rows / N of a dense call.
+
+    float64, which only the oracle attends to, is measured in float32.
+    """
+    if q.dtype == torch.float64:
+        q, k, v = q.float(), k.float(), v.float()
     layout, (count, per_block), heads = scored.layout, rows.shape, q.shape[0] * q.shape[2]
     sampled, device = q[:, rows.flatten()], q.device
     everything = BlockIndices(

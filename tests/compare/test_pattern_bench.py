@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from dit_sparse.cli import build_app
 from dit_sparse.grid import Grid
-from dit_sparse.patterns import PATTERNS, Cached, Pattern, Skip, pattern_from_text
+from dit_sparse.patterns import PATTERNS, Pattern, pattern_from_text
 from dit_sparse.search import pattern_bench
 from dit_sparse.search.fitting import TARGETS, fit
 from dit_sparse.search.row_check import check_rows
@@ -36,8 +36,6 @@ def test_the_table_leaves_no_pattern_out() -> None:
 
 @pytest.mark.parametrize("pattern", [one for many in EXAMPLES.values() for one in many], ids=str)
 def test_rows_of_every_pattern_agree_with_float64(pattern: Pattern) -> None:
-    if isinstance(pattern, (Skip, Cached)):
-        pytest.skip("Skip is zeros, also for text; Cached is its inner pattern")
     for grid in (Grid(5, 9, 11, prefix=7), Grid(3, 12, 13, suffix=140)):
         error, allowed = check_rows(pattern, grid, 4, 32, CPU, torch.float32)
         assert error <= allowed
