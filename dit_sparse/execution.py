@@ -123,8 +123,7 @@ class Execution:
         memory = self._memory.setdefault(key, {})
         state = PatternState(layout, scale, moment.step, shared, memory, v, lengths, seed, exact)
         selection = pattern.select(q, k, grid, state)
-        indices = selection.indices if q.shape[1] == grid.tokens else selection.video_queries(layout)
-        backend = choose(self.backend, q, k, v, indices).name
+        backend = choose(self.backend, q, k, v, selection.indices).name
         attended = attend_selection(selection, q, k, v, layout, scale, lengths, backend, biased)
         out = pattern.finish(attended, q, k, grid, state)
         if self.monitor:

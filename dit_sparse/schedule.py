@@ -183,7 +183,8 @@ class Schedule:
         assert not isinstance(padding, str)
         self.grid = grid
         patterns = self.plan.patterns_at(moment.fraction, self.transformer, layer.index, q.shape[2])
-        patterns = tuple(pattern.at_layer(layer.index) for pattern in patterns)
+        here = {pattern: pattern.at_layer(layer.index) for pattern in dict.fromkeys(patterns)}
+        patterns = tuple(here[pattern] for pattern in patterns)
         groups = {
             pattern: tuple(h for h, p in enumerate(patterns) if p == pattern) for pattern in dict.fromkeys(patterns)
         }

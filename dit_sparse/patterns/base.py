@@ -13,7 +13,6 @@ from torch import Tensor
 from dit_sparse.grid import Grid
 from dit_sparse.masks import Rule, rule_densities, rule_selection, stacked
 from dit_sparse.order import Layout, TokenOrder
-from dit_sparse.rows import sample_rows as sample_rows
 from dit_sparse.selection import Attended, Exact, Selection
 
 # Query blocks that tell a static pattern's density on a large grid: enough for two digits.

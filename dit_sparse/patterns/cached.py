@@ -84,7 +84,8 @@ class Cached(Pattern):
         return self.pattern.token_order()
 
     def at_layer(self, layer: int) -> Pattern:
-        return replace(self, pattern=self.pattern.at_layer(layer))
+        inner = self.pattern.at_layer(layer)
+        return self if inner is self.pattern else replace(self, pattern=inner)
 
     def with_density(self, grid: Grid, target: float, device: torch.device | str = "cpu") -> Cached:
         return replace(self, pattern=self.pattern.with_density(grid, target, device), densities=None)

@@ -122,6 +122,26 @@ class Watch(ds.Pattern):
         return ds.TopBlocks(keep=1.0, order="raster").select(q, k, grid, state)
 
 
+def test_patterns_that_take_turns_may_meet_in_a_layer() -> None:
+    """At layer 0 the cycle is raster, so both rules are one pattern there: every head must still be computed."""
+    rules = (ds.Rule(ds.TopBlocks(keep=0.5, order="cycle"), heads=(0,)), ds.Rule(HALF))
+    schedule, layers = make(ds.Plan(rules), layers=3)
+    schedule.start_forward(GRID)
+    for layer, order in zip(layers, ("raster", "column", "tile"), strict=True):
+        q, k, v = qkv()
+        out = attend(layer, q, k, v)
+        for head, pattern in ((0, ds.TopBlocks(keep=0.5, order=order)), (1, HALF)):
+            one = slice(head, head + 1)
+            expected = ds.sparse_attention(q[:, :, one], k[:, :, one], v[:, :, one], pattern, GRID)
+            torch.testing.assert_close(out[:, :, one], expected)
+
+
+def test_cached_patterns_are_not_made_anew_in_every_layer() -> None:
+    pattern = ds.Cached(ds.TopBlocks(keep=0.5))
+    assert pattern.at_layer(1) is pattern
+    assert ds.Cached(ds.TopBlocks(order="cycle")).at_layer(1) == ds.Cached(ds.TopBlocks(order="column"))
+
+
 def test_memory_belongs_to_run_branch_layer_and_shape() -> None:
     watch = Watch()
     schedule, layers = make(watch, layers=2)
