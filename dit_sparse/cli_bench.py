@@ -26,16 +26,58 @@ from dit_sparse.cli_options import (
 
 
 def bench_kernels(
+    section: Annotated[
+        list[str] | None,
+        typer.Option("--section", "-s", help="One of the table. Repeatable. (default: the usual ones)"),
+    ] = None,
+    shape: Annotated[list[str] | None, typer.Option(help="One of the tables. Repeatable. (default: all)")] = None,
+    density: Annotated[list[float] | None, typer.Option(help="One of the tables. Repeatable. (default: all)")] = None,
+    backend: Annotated[
+        list[str] | None,
+        typer.Option("--backend", "-b", help="hopper, triton, fa4 or flex. Repeatable. (default: all)"),
+    ] = None,
     variants: Annotated[bool, typer.Option(help="Also time the launch configurations one by one.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Write everything found to this JSON file.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Interleaved rounds.")] = 5,
+    timeout: Annotated[float, typer.Option(help="Seconds of silence after which a process is ended.")] = 120.0,
+    minutes: Annotated[float, typer.Option(help="What has not begun by then is left out.")] = 9.0,
+    out: Annotated[
+        Path | None, typer.Option(help="Write JSON to this file, a picture beside it, and lines while it runs.")
+    ] = None,
 ) -> None:
-    """Time block-sparse kernels beside dense ones, after checking them. Needs a GPU."""
-    from dit_sparse.kernels.bench import main as run
+    """Time block-sparse kernels beside dense ones and peers, after checking them. Needs a GPU."""
+    from dit_sparse.search.console import stdout, table
+    from dit_sparse.search.kernel_bench import BACKENDS, Request, bench_kernels, units_of
+    from dit_sparse.search.kernel_events import Listener
+    from dit_sparse.search.kernel_report import (
+        FINDING_HEADINGS,
+        ROW_HEADINGS,
+        failure_lines,
+        finding_cells,
+        row_cells,
+        sound,
+    )
+    from dit_sparse.search.staging import check_writable
 
-    words = ["--variants"] if variants else []
-    code = run(words if out is None else [*words, "--json", str(out)])
-    if code:
-        raise typer.Exit(code)
+    if out is not None:
+        check_writable(out.parent)
+    request = Request(
+        tuple(section or ()), tuple(shape or ()), tuple(density or ()), tuple(backend or BACKENDS), rounds, timeout,
+        60.0 * minutes, variants,
+    )  # fmt: skip
+    units_of(request)  # what is unknown is said before any work
+    listener = Listener(out, lambda line: print(line, file=sys.stderr, flush=True))
+    try:
+        bench_kernels(request, listener.hear)
+    finally:
+        report = listener.close()
+    for line in failure_lines(report):
+        print(line, file=sys.stderr)
+    stdout().print(table(ROW_HEADINGS, row_cells(report)))
+    stdout().print(table(FINDING_HEADINGS, finding_cells(report)))
+    if out is not None:
+        print(out)
+    if not sound(report):
+        raise typer.Exit(1)
 
 
 def bench_model(

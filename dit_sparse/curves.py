@@ -65,6 +65,23 @@ def gilbert(shape: Place) -> Tensor:
     return index
 
 
+def strips(shape: tuple[int, int, int], strip: tuple[int, int]) -> Tensor:
+    """Walk bars of about `strip` (frames, rows) that span the columns, each in the opposite direction of the last one.
+
+    Frames and rows are cut in equal parts (to one), whose number is the nearest. A bar is walked cross-section by
+    cross-section, these to and fro as well: all steps within a bar go to a neighbour, and those to the next bar are
+    no longer than its frames and rows together.
+    """
+    frame, row, column = _coordinates(shape)
+    slab, _ = _part(frame, shape[0], strip[0])
+    bar, bars = _part(row, shape[1], strip[1])
+    place = slab
+    for index, size in ((bar, bars), (column, shape[2]), (frame, shape[0]), (row, shape[1])):
+        # Where what came before has an odd number, this axis is walked backwards.
+        place = place * size + torch.where(place % 2 == 1, size - 1 - index, index)
+    return torch.argsort(place)
+
+
 @dataclass(frozen=True)
 class _Part:
     """Hold one box of a chain: low corner, sizes, and the places where the walk enters and leaves it."""
@@ -202,6 +219,12 @@ def _gray_paths(path: tuple[Place, ...], cut: Place) -> Iterator[tuple[Place, ..
         after = tuple(1 - b if a == axis else b for a, b in enumerate(path[-1]))
         if at and after not in path:
             yield from _gray_paths((*path, after), cut)
+
+
+def _part(index: Tensor, size: int, part: int) -> tuple[Tensor, int]:
+    """Return in which part each index of an axis lies, and how many parts there are: equal to one, of about `part`."""
+    parts = max(1, (2 * size + part) // (2 * part))
+    return index * parts // size, parts
 
 
 def _coordinates(shape: Place) -> list[Tensor]:

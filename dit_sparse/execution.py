@@ -123,14 +123,14 @@ class Execution:
         memory = self._memory.setdefault(key, {})
         state = PatternState(layout, scale, moment.step, shared, memory, v, lengths, seed, exact)
         selection = pattern.select(q, k, grid, state)
-        backend = choose(self.backend, q, k, v, selection.indices).name
+        backend = choose(self.backend, q, k, v, selection.indices, lengths, selection.compensate)
         attended = attend_selection(selection, q, k, v, layout, scale, lengths, backend, biased)
         out = pattern.finish(attended, q, k, grid, state)
         if self.monitor:
             record.measured.append(measure(attended, out, q, layout, exact, members, moment.step, seed))
-        self.backend_used = backend
-        record.kept_pairs = record.kept_pairs + selection.kept_pairs.sum()
-        record.visited_pairs = record.visited_pairs + selection.visited_pairs.sum()
+        self.backend_used = backend.name
+        record.kept_pairs.add(selection.kept_pairs)
+        record.visited_pairs.add(selection.visited_pairs)
         return layout.from_kernel(out)
 
     def _layout(self, order: TokenOrder, grid: Grid, device: torch.device) -> Layout:

@@ -11,15 +11,19 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from dit_sparse.curves import gilbert, hilbert, morton
+from dit_sparse.curves import gilbert, hilbert, morton, strips
 from dit_sparse.grid import Grid
 from dit_sparse.kernels.indices import BLOCK, segment_blocks
 
 AXIS_LETTERS = "fhw"
-KINDS = ("raster", "axes", "tile", "column", "morton", "hilbert", "gilbert")
+KINDS = ("raster", "axes", "tile", "column", "strips", "morton", "hilbert", "gilbert")
 # A tile may cost this much more padded work than the cheapest one when it is closer to a cube: near tokens then share
 # a block, which is what block selection and windows live on.
 TILE_SLACK = 1.07
+# Frames of a block of strips times the cube root of a frame's tokens: the more tokens show the same picture, the more
+# of them are alike side by side, and the fewer frames are left in a block. Fitted to the bundled model: of the strips
+# tried on seven grids of 17 frames, this depth is the best in the mean of each group of grids (docs/measurements.md).
+STRIP_DEPTH = 60.0
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,13 @@ class TokenOrder:
     tile: 3-D tiles of at most 128 tokens, ragged at the far borders, without a padding copy; `tile` fixes their
         (frames, height, width), None picks them per grid.
     column: tiles that span all frames, or as many as fit, over a patch as square as possible (VMoBA's 2-D chunks).
-    morton, hilbert, gilbert: space-filling curves, see `curves`. Blocks of all but tiles are runs of 128 tokens.
+    strips: bars as wide as the grid, walked to and fro; `strip` says about how many (frames, rows) thick, None picks
+        that per grid. Blocks are boxes but for their ends, and whole on any grid but for the last one.
+    morton, hilbert, gilbert: space-filling curves, see `curves`.
+    Blocks of all but `tile` and `column` are runs of 128 tokens.
 
     Raises:
-        ValueError: unknown kind, a tile of more than 128 tokens, or axes that are no permutation of fhw.
+        ValueError: unknown kind, a tile or strip of more than 128 tokens, or axes that are no permutation of fhw.
     Papers: PAROAttention (arXiv 2506.16054); Sparse VideoGen (arXiv 2502.01776); VMoBA (arXiv 2506.23858);
     Hilbert: DFSAttn (arXiv 2605.23445); generalised Hilbert: Jenga (arXiv 2505.16864).
     """
@@ -104,6 +111,7 @@ class TokenOrder:
     kind: str = "raster"
     tile: tuple[int, int, int] | None = None
     axes: str | None = None
+    strip: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -113,6 +121,11 @@ class TokenOrder:
                 raise ValueError(f"only the order 'tile' takes a tile, got order {self.kind!r} with tile {self.tile}")
             if len(self.tile) != 3 or min(self.tile) < 1 or math.prod(self.tile) > BLOCK:
                 raise ValueError(f"tile must be three sizes >= 1 of at most {BLOCK} tokens in all, got {self.tile}")
+        if self.strip is not None:
+            if self.kind != "strips":
+                raise ValueError(f"only the order 'strips' takes a strip, got order {self.kind!r}, strip {self.strip}")
+            if len(self.strip) != 2 or min(self.strip) < 1 or math.prod(self.strip) > BLOCK:
+                raise ValueError(f"strip must be frames and rows >= 1, product at most {BLOCK}, got {self.strip}")
         if (self.kind == "axes") != (self.axes is not None):
             raise ValueError(f"the order 'axes' and no other takes axes, as in 'axes:hwf', got {self.kind!r}")
         if self.axes is not None and sorted(self.axes) != sorted(AXIS_LETTERS):
@@ -120,7 +133,7 @@ class TokenOrder:
 
     @classmethod
     def parse(cls, text: str) -> TokenOrder:
-        """Read a kind, `tile:2x8x8` or `axes:hwf`."""
+        """Read a kind, `tile:2x8x8`, `strips:4x4` or `axes:hwf`."""
         if not isinstance(text, str):
             raise ValueError(f"token order must be text such as 'tile:2x8x8', got {text!r}")
         kind, _, detail = text.partition(":")
@@ -129,13 +142,19 @@ class TokenOrder:
         if kind == "axes":
             return cls(kind, axes=detail)
         try:
+            if kind == "strips":
+                frames, rows = (int(part) for part in detail.split("x"))
+                return cls(kind, strip=(frames, rows))
             frames, height, width = (int(part) for part in detail.split("x"))
         except ValueError:
-            raise ValueError(f"token order must look like 'tile:2x8x8' or 'axes:hwf', got {text!r}") from None
+            raise ValueError(
+                f"token order must look like 'tile:2x8x8', 'strips:4x4' or 'axes:hwf', got {text!r}"
+            ) from None
         return cls(kind, (frames, height, width))
 
     def __str__(self) -> str:
-        detail = self.axes if self.tile is None else "x".join(map(str, self.tile))
+        sizes = self.tile or self.strip
+        detail = self.axes if sizes is None else "x".join(map(str, sizes))
         return self.kind if detail is None else f"{self.kind}:{detail}"
 
     def layout(self, grid: Grid, device: torch.device | str = "cpu") -> Layout:
@@ -171,6 +190,8 @@ class TokenOrder:
         match self.kind:
             case "axes":
                 order = raster.view(grid.shape).permute([AXIS_LETTERS.index(a) for a in self.axes or ""]).flatten()
+            case "strips":
+                order = strips(grid.shape, self.strip or choose_strip(grid.shape))
             case "morton":
                 order = morton(grid.shape)
             case "hilbert":
@@ -194,6 +215,13 @@ def choose_tile(shape: tuple[int, int, int]) -> tuple[int, int, int]:
 def choose_column(shape: tuple[int, int, int]) -> tuple[int, int, int]:
     """Return the tile of at most 128 tokens that spans all frames, or an equal share of them where they are more."""
     return _cheapest(shape, [math.ceil(shape[0] / math.ceil(shape[0] / BLOCK))])
+
+
+def choose_strip(shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Return the strip (frames, rows) of blocks as wide as high: 9x4 on 17x16x16, 5x5 on 21x30x52, 1x11 on an image."""
+    wanted = round(STRIP_DEPTH / (shape[1] * shape[2]) ** (1 / 3))
+    frames = max(1, min(shape[0], wanted, BLOCK))
+    return frames, max(1, round(math.sqrt(BLOCK / frames)))
 
 
 def _cheapest(shape: tuple[int, int, int], frames: Iterable[int]) -> tuple[int, int, int]:

@@ -13,6 +13,26 @@ if TYPE_CHECKING:
     from dit_sparse.monitor import Measured
 
 
+# Tensors that a sum lets wait before it folds them into one: a few hundred bytes each.
+MOST_WAITING = 256
+
+
+class Sum:
+    """Add up tensors on their device when somebody asks, or when many wait: not with a launch for each."""
+
+    def __init__(self) -> None:
+        self._parts: list[Tensor] = []
+
+    def add(self, part: Tensor) -> None:
+        """Count every element of a tensor [n], which must not change afterwards."""
+        self._parts.append(part)
+        if len(self._parts) > MOST_WAITING:
+            self._parts = [torch.cat(self._parts).sum(0, keepdim=True)]
+
+    def __float__(self) -> float:
+        return float(torch.cat(self._parts).sum()) if self._parts else 0.0
+
+
 @dataclass
 class LayerRecord:
     """Count the attention calls of one layer. Pairs are query-key pairs among video tokens over batch and heads."""
@@ -22,8 +42,8 @@ class LayerRecord:
     dense_reasons: Counter[str] = field(default_factory=Counter)
     all_pairs: float = 0.0  # of the sparse calls
     dense_pairs: float = 0.0  # of the dense calls whose size is known
-    kept_pairs: float | Tensor = 0.0
-    visited_pairs: float | Tensor = 0.0
+    kept_pairs: Sum = field(default_factory=Sum)
+    visited_pairs: Sum = field(default_factory=Sum)
     sparse_calls: int = 0
     measured: list[Measured] = field(default_factory=list)  # under monitor=True, in the order of the calls
 

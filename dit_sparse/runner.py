@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse.biased import BiasedKeys
-from dit_sparse.kernels.backends import block_attention, compensated_attention
+from dit_sparse.kernels.backends import Backend, block_attention, compensated_attention
 from dit_sparse.kernels.indices import BLOCK, BlockIndices, from_block_mask, pack_bits, segment_blocks
 from dit_sparse.masks import MOST_MASKS
 from dit_sparse.order import Layout
@@ -24,7 +24,7 @@ def attend_selection(
     layout: Layout,
     scale: float,
     kv_lengths: Tensor | None,  # int32 [B]
-    backend: str,
+    backend: str | Backend,
     biased: BiasedKeys | None = None,
 ) -> Attended:
     """Attend over the selected blocks, in the heads' own orders where the selection has them."""

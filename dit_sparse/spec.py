@@ -8,14 +8,13 @@ from dit_sparse.patterns import PATTERNS, Cached, Dense, Pattern, TopBlocks, pat
 from dit_sparse.plan import Plan, Rule
 
 # The first steps decide what a clip shows, and the outer layers attend broadly in every model profiled so far, so both
-# stay dense; elsewhere a selection is reused for some steps. Tiles four frames deep came closer to dense at the
-# same density than the flatter ones that waste the fewest tokens, and means that stand for what is skipped come closer
-# still, for a few percent of the time (docs/measurements.md).
-DEEP_TILES = "tile:4x4x8"
+# stay dense; elsewhere a selection is reused for some steps. Strips put near tokens in whole blocks, and means that
+# stand for what is skipped come closer to dense at the same density, for a few percent of the time
+# (docs/measurements.md).
 
 
 def _blocks(keep: float) -> TopBlocks:
-    return TopBlocks(keep, DEEP_TILES, compensate=True)
+    return TopBlocks(keep, "strips", compensate=True)
 
 
 OUTER = Rule(Dense(), layers=(-2, -1, 0))

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels import cpu, reference
+from dit_sparse.kernels import cpu, fa4, flex, reference
 from dit_sparse.kernels.indices import BlockIndices
 
 LOW_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 # q, k, v, indices, scale, kv_lengths, compensate -> out, LSE, LSE of the visited blocks
 Run = Callable[[Tensor, Tensor, Tensor, BlockIndices, float, "Tensor | None", bool], tuple[Tensor, Tensor, Tensor]]
+
+# q, k, v, indices, kv_lengths, compensate -> reason or None
+Refusal = Callable[[Tensor, Tensor, Tensor, BlockIndices, "Tensor | None", bool], "str | None"]
 
 
 class NoBackendError(ValueError):
@@ -36,7 +39,7 @@ class Backend:
     """Name one implementation; refusal gives the reason why it cannot run a call, or None."""
 
     name: str
-    refusal: Callable[[Tensor, Tensor, Tensor, BlockIndices], str | None]
+    refusal: Refusal
     run: Run
     automatic: bool  # whether "auto" may pick it
 
@@ -49,7 +52,7 @@ def block_attention(
     *,
     scale: float | None = None,
     kv_lengths: Tensor | None = None,  # int32 [B]: keys at kernel-order index >= kv_lengths[b] are invisible
-    backend: str = "auto",
+    backend: str | Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Attend over the listed blocks only, forward only; scale defaults to 1 / sqrt(D).
 
@@ -70,7 +73,7 @@ def compensated_attention(
     *,
     scale: float | None = None,
     kv_lengths: Tensor | None = None,  # int32 [B]
-    backend: str = "auto",
+    backend: str | Backend = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend over the listed blocks, and let the mean key and value of every other block stand for it.
 
@@ -85,26 +88,45 @@ def compensated_attention(
     return _attend(q, k, v, indices, scale, kv_lengths, backend, compensate=True)
 
 
-def explain(q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices) -> list[Rejected]:
+def explain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: BlockIndices,
+    kv_lengths: Tensor | None = None,  # int32 [B]
+    compensate: bool = False,
+) -> list[Rejected]:
     """List the backends that cannot run this call, each with its reason."""
-    reasons = ((backend.name, backend.refusal(q, k, v, indices)) for backend in BACKENDS.values())
+    call = (q, k, v, indices, kv_lengths, compensate)
+    reasons = ((backend.name, backend.refusal(*call)) for backend in BACKENDS.values())
     return [Rejected(name, reason) for name, reason in reasons if reason is not None]
 
 
-def choose(name: str, q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices) -> Backend:
+def choose(
+    name: str | Backend,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: BlockIndices,
+    kv_lengths: Tensor | None = None,  # int32 [B]
+    compensate: bool = False,
+) -> Backend:
     """Return the named backend, or for "auto" the first automatic one that can run this call.
 
     Raises: ValueError for an unknown name and where the named one refuses; NoBackendError where, for "auto", all do.
     """
+    if isinstance(name, Backend):  # chosen for this call before
+        return name
+    call = (q, k, v, indices, kv_lengths, compensate)
     if name == "auto":
         for backend in BACKENDS.values():
-            if backend.automatic and backend.refusal(q, k, v, indices) is None:
+            if backend.automatic and backend.refusal(*call) is None:
                 return backend
-        reasons = "; ".join(f"{rejected.name}: {rejected.reason}" for rejected in explain(q, k, v, indices))
+        reasons = "; ".join(f"{rejected.name}: {rejected.reason}" for rejected in explain(*call))
         raise NoBackendError(f"no backend can run this call: {reasons} (reference, the slow oracle, runs only by name)")
     if name not in BACKENDS:
         raise ValueError(f'backend must be one of {", ".join(("auto", *BACKENDS))}, got "{name}"')
-    reason = BACKENDS[name].refusal(q, k, v, indices)
+    reason = BACKENDS[name].refusal(*call)
     if reason is not None:
         raise ValueError(f"backend {name} cannot run this call: {reason}")
     return BACKENDS[name]
@@ -117,7 +139,7 @@ def _attend(
     indices: BlockIndices,
     scale: float | None,
     kv_lengths: Tensor | None,
-    backend: str,
+    backend: str | Backend,
     compensate: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Check everything, choose the backend and run it."""
@@ -126,7 +148,7 @@ def _attend(
     if not 0.0 < scale < math.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
     indices.validate(q, k, v)
-    chosen = choose(backend, q, k, v, indices)
+    chosen = choose(backend, q, k, v, indices, kv_lengths, compensate)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     return chosen.run(q, k, v, indices, scale, kv_lengths, compensate)
 
@@ -167,22 +189,34 @@ def _refuse_dtype(q: Tensor) -> str | None:
     return None
 
 
-def _refuse_reference(q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices) -> str | None:
+def _refuse_reference(
+    q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices, kv_lengths: Tensor | None, compensate: bool
+) -> str | None:
     return None
 
 
-def _refuse_cpu(q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices) -> str | None:
+def _refuse_cpu(
+    q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices, kv_lengths: Tensor | None, compensate: bool
+) -> str | None:
     if q.device.type != "cpu":
         return f"tensors must be on the CPU, got {q.device}"
     return _refuse_dtype(q)
 
 
-def _refuse_triton(q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed (pip install triton; it exists for Linux only)"
+def _refuse_triton(
+    q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices, kv_lengths: Tensor | None, compensate: bool
+) -> str | None:
+    if (reason := _refuse_without_triton()) is not None:
+        return reason
     from dit_sparse.kernels import triton_forward  # triton is not there on every system
 
     return triton_forward.refusal(q) or _refuse_dtype(q)
+
+
+def _refuse_without_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install triton; it exists for Linux only)"
+    return None
 
 
 def _run_triton(
@@ -199,8 +233,39 @@ def _run_triton(
     return triton_forward.attention(q, k, v, indices, scale, kv_lengths, compensate)
 
 
+def _refuse_hopper(
+    q: Tensor, k: Tensor, v: Tensor, indices: BlockIndices, kv_lengths: Tensor | None, compensate: bool
+) -> str | None:
+    if q.device.type != "cuda":  # said before anything is imported
+        return f"tensors must be on a GPU, got {q.device}"
+    if (reason := _refuse_without_triton()) is not None:
+        return reason
+    try:
+        from dit_sparse.kernels import hopper  # triton may be there without gluon
+    except ImportError:
+        return "gluon is not in this triton"
+    return hopper.refusal(q, k, v, indices)
+
+
+def _run_hopper(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    indices: BlockIndices,
+    scale: float,
+    kv_lengths: Tensor | None,
+    compensate: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    from dit_sparse.kernels import hopper  # triton may be there without gluon
+
+    return hopper.attention(q, k, v, indices, scale, kv_lengths, compensate)
+
+
 BACKENDS: dict[str, Backend] = {
+    "hopper": Backend("hopper", _refuse_hopper, _run_hopper, automatic=True),
     "triton": Backend("triton", _refuse_triton, _run_triton, automatic=True),
     "cpu": Backend("cpu", _refuse_cpu, cpu.attention, automatic=True),
     "reference": Backend("reference", _refuse_reference, reference.attention, automatic=False),
+    "flex": Backend("flex", flex.refusal, flex.attention, automatic=False),
+    "fa4": Backend("fa4", fa4.refusal, fa4.attention, automatic=False),
 }

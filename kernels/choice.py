@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse.kernels.device import runs_triton
-from dit_sparse.kernels.indices import WORD_BITS, pack_bits
+from dit_sparse.kernels.indices import pack_bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,7 +17,7 @@ class Choice:
     """Hold the chosen key blocks of every query block."""
 
     bits: Tensor  # int32 [R, query_blocks, ceil(K/32)], packed like BlockIndices.bits
-    kept_keys: Tensor  # int32 [R, Q]: tokens of the chosen blocks below `counted`
+    pairs: Tensor  # fp64 [R]: query-key pairs in chosen pairs of blocks below `counted`
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,32 +25,28 @@ class Rule:
     """Hold all that choose_blocks is told beside the scores; see there."""
 
     counted: int
+    q_len: Tensor  # int32 [query_blocks]
     kv_len: Tensor  # int32 [K]
-    query_blocks: int
     keep: Tensor | None  # int32 [R, Q]
     mass: float | None
     threshold: float | None
     at_least: int
     always: Tensor | None  # bool [K]
     forced: Tensor | None  # bool [Q, K]
-    wanted: Tensor | None  # bool [R]
-    previous: Choice | None
 
 
 def choose_blocks(
     score: Tensor,  # fp32 [R, Q, K], without NaN; -inf: no visible key, kept by always and forced only
     *,
-    counted: int,  # key blocks whose tokens kept_keys counts: the first so many
+    counted: int,  # pairs counts the first so many blocks, of queries (that are scored) and of keys
+    q_len: Tensor,  # int32 [query_blocks], query_blocks >= Q; the blocks from Q on are dense
     kv_len: Tensor,  # int32 [K]
-    query_blocks: int,  # >= Q; the ones from Q on are dense
     keep: Tensor | None = None,  # int32 [R] or [R, Q]
     mass: float | None = None,  # in (0, 1]
     threshold: float | None = None,
     at_least: int = 1,
     always: Tensor | None = None,  # bool [K]
     forced: Tensor | None = None,  # bool [Q, K]
-    wanted: Tensor | None = None,  # bool [R]
-    previous: Choice | None = None,
 ) -> Choice:
     """Choose the key blocks of every scored row by exactly one of keep, mass and threshold.
 
@@ -60,26 +56,21 @@ def choose_blocks(
     mass: until the softmax of the score over all competitors sums to `mass`, the crossing block included; 1 keeps all.
     threshold: scores above mean + threshold * deviation (population) of the competitors' finite scores.
     at_least: fewer competitors are not kept, as far as there are that many with a finite score.
-    Rows that are not `wanted` copy `previous`.
 
     Raises: ValueError or TypeError for arguments that do not fit each other.
     """
-    _check_numbers(score, counted, query_blocks, keep, mass, threshold, at_least)
+    _check_numbers(score, counted, keep, mass, threshold, at_least)
     rows, queries, keys = score.shape
-    words = -(-keys // WORD_BITS)
+    if q_len.dim() != 1 or len(q_len) < queries:
+        raise ValueError(f"q_len must hold at least the {queries} scored query blocks, got shape {tuple(q_len.shape)}")
+    _check_tensor("q_len", q_len, torch.int32, tuple(q_len.shape), score)
     _check_tensor("kv_len", kv_len, torch.int32, (keys,), score)
     _check_tensor("always", always, torch.bool, (keys,), score)
     _check_tensor("forced", forced, torch.bool, (queries, keys), score)
-    _check_tensor("wanted", wanted, torch.bool, (rows,), score)
     if keep is not None:
         keep = keep[:, None].expand(-1, queries) if keep.dim() == 1 else keep
         _check_tensor("keep", keep, torch.int32, (rows, queries), score)
-    if (wanted is None) != (previous is None):
-        raise ValueError("wanted and previous must be given together, got only one of them")
-    if previous is not None:
-        _check_tensor("previous.bits", previous.bits, torch.int32, (rows, query_blocks, words), score)
-        _check_tensor("previous.kept_keys", previous.kept_keys, torch.int32, (rows, queries), score)
-    rule = Rule(counted, kv_len, query_blocks, keep, mass, threshold, at_least, always, forced, wanted, previous)
+    rule = Rule(counted, q_len, kv_len, keep, mass, threshold, at_least, always, forced)
     if runs_triton(score):
         from dit_sparse.kernels import triton_choice  # triton is not there on every system
 
@@ -100,15 +91,10 @@ def slow_choose(score: Tensor, rule: Rule) -> Choice:
     count = torch.minimum(torch.maximum(count, rule.at_least - held), candidate.sum(-1))
     wins = torch.arange(keys, device=score.device) < count[..., None]
     kept = torch.zeros_like(finite).scatter_(-1, order, wins) | forced | outside
-    dense = kept.new_ones((rows, rule.query_blocks - queries, keys))
-    bits = pack_bits(torch.cat((kept, dense), 1))
-    kept_keys = (kept[..., : rule.counted] * rule.kv_len[: rule.counted]).sum(-1, dtype=torch.int32)
-    if rule.wanted is None or rule.previous is None:
-        return Choice(bits, kept_keys)
-    return Choice(
-        torch.where(rule.wanted[:, None, None], bits, rule.previous.bits),
-        torch.where(rule.wanted[:, None], kept_keys, rule.previous.kept_keys),
-    )
+    dense = kept.new_ones((rows, len(rule.q_len) - queries, keys))
+    of_keys = (kept[:, : rule.counted, : rule.counted] * rule.kv_len[: rule.counted]).sum(-1)  # int64 [R, Q]
+    pairs = of_keys.double() @ rule.q_len[: min(queries, rule.counted)].double()
+    return Choice(pack_bits(torch.cat((kept, dense), 1)), pairs)
 
 
 def _wins(
@@ -140,7 +126,6 @@ def _wins(
 def _check_numbers(
     score: Tensor,
     counted: int,
-    query_blocks: int,
     keep: Tensor | None,
     mass: float | None,
     threshold: float | None,
@@ -161,10 +146,6 @@ def _check_numbers(
         raise ValueError(f"at_least must be >= 0, got {at_least}")
     if not 0 <= counted <= score.shape[2]:
         raise ValueError(f"counted must be at most the key blocks, got counted={counted}, key blocks={score.shape[2]}")
-    if query_blocks < score.shape[1]:
-        raise ValueError(
-            f"query_blocks must hold the scored ones, got query_blocks={query_blocks}, scored={score.shape[1]}"
-        )
 
 
 def _check_tensor(name: str, tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...], score: Tensor) -> None:

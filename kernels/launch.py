@@ -19,10 +19,27 @@ class Launch:
     precision: str  # of fp32 products: "ieee" or "tf32x3"; fp16 and bf16 ignore it
 
 
-def launch_for(head_dim: int, dtype: torch.dtype, arch: str, compensate: bool = False) -> Launch:
+@dataclass(frozen=True)
+class HopperLaunch:
+    """Hold the pipeline of one launch of the Hopper kernel; its tiles are 128 queries by 128 keys."""
+
+    stages: int  # tiles of keys, and as many of values, in shared memory
+    turns: bool  # the two consumers start their products in turn
+
+
+def hopper_launch_for(head_dim: int) -> HopperLaunch:
+    """Choose a launch of the Hopper kernel for head_dim 64 or 128."""
+    if head_dim == 64:
+        return HopperLaunch(stages=4, turns=True)
+    return HopperLaunch(stages=2, turns=False)
+
+
+def launch_for(
+    head_dim: int, dtype: torch.dtype, arch: str, compensate: bool = False, partial: bool = True
+) -> Launch:
     """Choose a launch for arch "sm80", "sm90", "gfx942", "interpreter"; an unknown one gets what fits everywhere.
 
-    compensate: the launch has the loop over means too.
+    compensate: the launch has the loop over means too; partial: that over partial blocks.
     """
     if arch == "interpreter":
         return Launch(128, 128, 4, 1, tma=False, precision="ieee")
@@ -34,6 +51,8 @@ def launch_for(head_dim: int, dtype: torch.dtype, arch: str, compensate: bool = 
         return Launch(16 if wide else 32, 32, 4 if wide else 8, 1, tma=False, precision="tf32x3")
     if arch.startswith("gfx"):
         return Launch(128, 64, 4, 1, tma=False, precision="ieee")
+    if arch == "sm90" and not partial and not compensate:  # these spill with another loop
+        return Launch(128, 64, 4, 3, tma=True, precision="ieee") if wide else Launch(64, 128, 4, 2, True, "ieee")
     if arch == "sm90":  # the best, on the ragged blocks that real grids have, of those that never spill
         return Launch(64, 64, 4, 3, tma=True, precision="ieee")
     if arch in ("sm100", "sm103"):

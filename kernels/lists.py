@@ -26,6 +26,10 @@ class BlockLists:
     full_count: Tensor  # int32 [R, Q]
     partial_count: Tensor  # int32 [R, Q]
     row_of: Tensor  # int32 [B*H]: entry b*H + h names the row of R
+    # int32 [B*H*Q, 4], what is computed at a time: b*H + h, place in the counts (row * Q + query block), full blocks,
+    # all blocks. Heads follow one another, so that their keys stay in cache, those that visit the most blocks first:
+    # they would run alone at the end.
+    items: Tensor
 
 
 def has_partial(indices: BlockIndices, key_tokens: int, kv_lengths: Tensor | None) -> bool:
@@ -61,13 +65,25 @@ def compact(indices: BlockIndices, kv_lengths: Tensor | None = None) -> BlockLis
     full = visited & ~partial
     rank = torch.where(full, 0, torch.where(partial, 1, 2))
     order = torch.argsort(rank, dim=-1, stable=True)
+    full_count = full.sum(-1, dtype=torch.int32)
+    partial_count = partial.sum(-1, dtype=torch.int32)
     return BlockLists(
         blocks=order.to(torch.int16),
         tiles=None if tiles is None else tiles.gather(-1, order),
-        full_count=full.sum(-1, dtype=torch.int32),
-        partial_count=partial.sum(-1, dtype=torch.int32),
+        full_count=full_count,
+        partial_count=partial_count,
         row_of=row_of,
+        items=_items(full_count, full_count + partial_count, row_of),
     )
+
+
+def _items(full: Tensor, count: Tensor, row_of: Tensor) -> Tensor:
+    """Order the heads by their blocks and write out their query blocks; see BlockLists.items."""
+    query_blocks = count.shape[1]
+    heads = count.sum(-1)[row_of.long()].argsort(descending=True, stable=True)[:, None]
+    entry = row_of[heads].long() * query_blocks + torch.arange(query_blocks, device=count.device)
+    fields = (heads.expand_as(entry), entry, full.flatten()[entry], count.flatten()[entry])
+    return torch.stack([field.to(torch.int32) for field in fields], -1).flatten(0, 1)
 
 
 def tile_masks(indices: BlockIndices) -> Tensor:

@@ -31,6 +31,41 @@ def pool_blocks(
     return slow_pool_blocks(x, start, length, kv_lengths, dtype)
 
 
+def pool_both(
+    q: Tensor,  # [B, Sq, H, D]
+    k: Tensor,  # [B, S, Hkv, D]
+    start: Tensor,  # int32 [K]
+    length: Tensor,  # int32 [K], 1..128
+    q_blocks: int,  # at most K: the first so many blocks tile the queries that are pooled
+    kv_lengths: Tensor | None = None,  # int32 [B]: of k
+) -> tuple[Tensor, Tensor]:
+    """Average queries and keys that are cut alike, in fp32: [B, q_blocks, H, D] and [B, K, Hkv, D].
+
+    Raises: ValueError or TypeError for tensors that do not fit each other.
+    """
+    _check(k, start, length, kv_lengths)
+    if q.dim() != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3] or q.device != k.device:
+        raise ValueError(
+            f"q and k must be [B, S, H, D] with one B, D and device, got {tuple(q.shape)} on {q.device}, "
+            f"{tuple(k.shape)} on {k.device}"
+        )
+    if not 1 <= q_blocks <= start.shape[0]:
+        raise ValueError(f"q_blocks must be 1 to {start.shape[0]}, the blocks there are, got {q_blocks}")
+    if runs_triton(q) and torch.float64 not in (q.dtype, k.dtype):
+        from dit_sparse.kernels import triton_pool  # triton is not there on every system
+
+        return triton_pool.pool_both(q, k, start, length, q_blocks, kv_lengths)
+    return slow_pool_both(q, k, start, length, q_blocks, kv_lengths)
+
+
+def slow_pool_both(
+    q: Tensor, k: Tensor, start: Tensor, length: Tensor, q_blocks: int, kv_lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Do what pool_both does, one tensor after the other."""
+    mean_q = slow_pool_blocks(q, start[:q_blocks], length[:q_blocks])
+    return mean_q, slow_pool_blocks(k, start, length, kv_lengths)
+
+
 def slow_pool_blocks(
     x: Tensor, start: Tensor, length: Tensor, kv_lengths: Tensor | None = None, dtype: torch.dtype = torch.float32
 ) -> Tensor:

@@ -85,7 +85,9 @@ def attend_lists(
     """Do what attention() does, from lists and means that exist already."""
     batch, q_tokens, heads, head_dim = q.shape
     compensate = means is not None
-    launch = launch_for(head_dim, q.dtype, arch_of(q.device), compensate) if launch is None else launch
+    partial = has_partial(indices, k.shape[1], kv_lengths)
+    if launch is None:
+        launch = launch_for(head_dim, q.dtype, arch_of(q.device), compensate, partial)
     tma = launch.tma and _fits_tma(k) and _fits_tma(v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty((batch, q_tokens, heads), dtype=torch.float32, device=q.device)
@@ -133,7 +135,7 @@ def attend_lists(
             BLOCK=BLOCK,
             BLOCK_M=launch.block_m,
             BLOCK_N=launch.block_n,
-            PARTIAL=has_partial(indices, k.shape[1], kv_lengths),
+            PARTIAL=partial,
             RAGGED=kv_lengths is not None or k.shape[1] != BLOCK * indices.key_blocks,
             COMPENSATE=compensate,
             PRECISION=launch.precision,

@@ -10,6 +10,9 @@ from torch import Tensor
 from dit_sparse.kernels.indices import BLOCK, BlockIndices
 from dit_sparse.kernels.lists import BlockLists, list_rows
 
+# Query blocks whose counts are read at a time, of every head.
+COUNTS_CHUNK = 32
+
 
 def compact(indices: BlockIndices, kv_lengths: Tensor | None = None) -> BlockLists:
     """Compact bitmaps into lists; the same contract as its slow twin lists.compact.
@@ -25,6 +28,7 @@ def compact(indices: BlockIndices, kv_lengths: Tensor | None = None) -> BlockLis
         full_count=torch.empty(shape[:2], dtype=torch.int32, device=device),
         partial_count=torch.empty(shape[:2], dtype=torch.int32, device=device),
         row_of=indices.head_of if kv_lengths is None else torch.arange(rows, dtype=torch.int32, device=device),
+        items=torch.empty((indices.heads * query_blocks, 4), dtype=torch.int32, device=device),
     )
     _compact[(rows * query_blocks,)](
         indices.bits,
@@ -44,6 +48,17 @@ def compact(indices: BlockIndices, kv_lengths: Tensor | None = None) -> BlockLis
         1 if kv_lengths is None else indices.heads // kv_lengths.shape[0],
         BLOCK=BLOCK,
         CHUNK=min(1024, max(32, triton.next_power_of_2(key_blocks))),
+        num_warps=4,
+    )
+    _write_items[(indices.heads,)](
+        lists.full_count,
+        lists.partial_count,
+        lists.row_of,
+        lists.items,
+        indices.heads,
+        query_blocks,
+        HEADS=triton.next_power_of_2(indices.heads),
+        CHUNK=COUNTS_CHUNK,
         num_warps=4,
     )
     return lists
@@ -110,3 +125,41 @@ def _compact(
             full_total = written
     tl.store(full_count_ptr + pid, full_total)
     tl.store(partial_count_ptr + pid, written - full_total)
+
+
+@triton.jit
+def _write_items(
+    full_count_ptr,  # int32 [R, Q]
+    partial_count_ptr,  # int32 [R, Q]
+    row_of_ptr,  # int32 [B*H]
+    items_ptr,  # int32 [B*H*Q, 4], written
+    heads,
+    query_blocks,
+    HEADS: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """Write the items of one head at its place: every program counts the blocks of all heads."""
+    own = tl.program_id(0)
+    head = tl.arange(0, HEADS)
+    row = tl.load(row_of_ptr + head, mask=head < heads, other=0).to(tl.int64) * query_blocks
+    total = tl.zeros([HEADS], tl.int32)
+    for first in range(0, query_blocks, CHUNK):
+        block = first + tl.arange(0, CHUNK)
+        inside = (head[:, None] < heads) & (block[None, :] < query_blocks)
+        place = row[:, None] + block[None, :]
+        full = tl.load(full_count_ptr + place, mask=inside, other=0)
+        total += tl.sum(full + tl.load(partial_count_ptr + place, mask=inside, other=0), 1)
+    mine = tl.sum(tl.where(head == own, total, 0), 0)
+    before = (head < heads) & ((total > mine) | ((total == mine) & (head < own)))
+    rank = tl.sum(before.to(tl.int32), 0)
+    entry = tl.load(row_of_ptr + own) * query_blocks
+    for first in range(0, query_blocks, 128):
+        block = first + tl.arange(0, 128)
+        inside = block < query_blocks
+        full = tl.load(full_count_ptr + entry + block, mask=inside, other=0)
+        partial = tl.load(partial_count_ptr + entry + block, mask=inside, other=0)
+        record = items_ptr + (rank * query_blocks + block) * 4
+        tl.store(record, own, mask=inside)
+        tl.store(record + 1, entry + block, mask=inside)
+        tl.store(record + 2, full, mask=inside)
+        tl.store(record + 3, full + partial, mask=inside)

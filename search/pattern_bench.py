@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dit_sparse.attention import SparseAttention
 from dit_sparse.grid import Grid
+from dit_sparse.kernels.timing import captured
 from dit_sparse.patterns import Pattern, PatternState, pattern_from_text
 from dit_sparse.runner import attend_selection, exact_attention
 from dit_sparse.search.fitting import fit
@@ -21,8 +22,8 @@ from dit_sparse.search.row_check import check_rows
 
 ROUNDS = 7
 HEADINGS = (
-    "shape", "pattern", "density", "first ms", "order ms", "choose ms", "attend ms", "of dense", "choose/attend",
-    "MiB added", "error", "allowed",
+    "shape", "pattern", "density", "first ms", "order ms", "choose ms", "graph ms", "lists ms", "attend ms", "of dense",
+    "choose/attend", "MiB added", "error", "allowed",
 )  # fmt: skip
 
 
@@ -63,8 +64,10 @@ class Row:
     """Hold what one pattern measured at one shape; milliseconds are medians of CUDA events.
 
     first: wall time of the first call of all (masks built, kernels compiled). order: q, k, v to kernel order and the
-    output back. choose: the selection of one later call. attend: the kernels over the chosen blocks. of_dense: choose +
-    order + attend over torch's faster dense attention. added_bytes: peak memory of a call beyond that of the dense one.
+    output back. choose: the selection of one later call, launched by the host. graph: the same replayed from a CUDA
+    graph, so the device's time alone; None where it cannot be captured. lists: the block lists of that selection,
+    replayed too; a part of attend. attend: the kernels over the chosen blocks. of_dense: choose + order + attend over
+    torch's faster dense attention. added_bytes: peak memory of a call beyond that of the dense one.
     """
 
     shape: str
@@ -73,6 +76,8 @@ class Row:
     first_ms: float
     order_ms: float
     choose_ms: float
+    graph_ms: float | None
+    lists_ms: float | None
     attend_ms: float
     dense_ms: float
     added_bytes: int
@@ -135,6 +140,8 @@ def _time_dense(shape: Shape) -> tuple[float, int]:
 
 @torch.no_grad()
 def _time_pattern(name: str, shape: Shape, pattern: Pattern, dense_ms: float, dense_peak: int) -> Row:
+    from dit_sparse.kernels.triton_lists import compact  # triton is not there on every system
+
     torch.manual_seed(0)
     error, allowed = check_rows(pattern, shape.grid, shape.heads, shape.head_dim, torch.device("cuda"))
     q, k, v = _draw(shape)
@@ -154,11 +161,14 @@ def _time_pattern(name: str, shape: Shape, pattern: Pattern, dense_ms: float, de
     state = PatternState(layout, scale, v=v, exact=exact_attention(k, v, layout, scale, None, "auto", {}))
     selection = pattern.select(q, k, shape.grid, state)
     choose_ms = _median_ms(lambda: pattern.select(q, k, shape.grid, state))
+    apart = replace(state, memory=dict(state.memory))  # a graph's tensors belong to the graph
+    graph_ms = _replayed_ms(lambda: pattern.select(q, k, shape.grid, apart))
+    lists_ms = _replayed_ms(lambda: compact(selection.indices))
     attend_ms = _median_ms(lambda: attend_selection(selection, q, k, v, layout, scale, None, "auto"))
     visited = float(selection.visited_pairs.sum()) / shape.heads / shape.grid.video_tokens**2
     return Row(
-        name, str(pattern), visited, first_ms, order_ms, choose_ms, attend_ms, dense_ms, peak - dense_peak, error,
-        allowed,
+        name, str(pattern), visited, first_ms, order_ms, choose_ms, graph_ms, lists_ms, attend_ms, dense_ms,
+        peak - dense_peak, error, allowed,
     )  # fmt: skip
 
 
@@ -175,14 +185,35 @@ def _median_ms(call: Callable[[], object]) -> float:
     return statistics.median(times[2:])
 
 
+def _replayed_ms(call: Callable[[], object]) -> float | None:
+    """Return the median of replays from a CUDA graph; None where the call, which has run before, cannot be captured."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")  # found out before a capture breaks on it
+    try:
+        call()
+    except RuntimeError:
+        return None
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    try:
+        graph, _ = captured(call)
+    except RuntimeError:
+        return None
+    return _median_ms(graph.replay)
+
+
+def _cell(ms: float | None) -> str:
+    return "-" if ms is None else f"{ms:.3f}"
+
+
 def cells(rows: list[Row]) -> list[list[str]]:
     """Return the table's cells under HEADINGS."""
     return [
         [
             row.shape, row.pattern, f"{row.computed_density:.3f}", f"{row.first_ms:.0f}", f"{row.order_ms:.2f}",
-            f"{row.choose_ms:.2f}", f"{row.attend_ms:.2f}", f"{row.of_dense:.2f}",
-            f"{row.choose_ms / row.attend_ms:.1%}", f"{row.added_bytes / 2**20:+.0f}", f"{row.error:.1e}",
-            f"{row.allowed:.1e}",
+            f"{row.choose_ms:.3f}", _cell(row.graph_ms), _cell(row.lists_ms), f"{row.attend_ms:.2f}",
+            f"{row.of_dense:.2f}", f"{row.choose_ms / row.attend_ms:.1%}", f"{row.added_bytes / 2**20:+.0f}",
+            f"{row.error:.1e}", f"{row.allowed:.1e}",
         ]
         for row in rows
     ]  # fmt: skip

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dit_sparse.estimate.blocks import Blocks, mean_of_rows, pieces, products
+from dit_sparse.kernels.block_scores import block_scores
 from dit_sparse.kernels.indices import BLOCK
-from dit_sparse.kernels.pool import log_counts, pool_blocks, visible_counts
+from dit_sparse.kernels.pool import log_counts, pool_blocks, pool_both, visible_counts
 
 # Sub-blocks of each block in the scores of a proxy head: it is worth a finer look than a head of its own.
 PROXY_PARTS = 8
@@ -26,10 +27,9 @@ def mean_score(q: Tensor, k: Tensor, blocks: Blocks, number: int = 1) -> Tensor:
 
     Paper: MoBA (arXiv 2502.13189), section 2.2
     """
-    layout = blocks.layout
-    mean_q = pool_blocks(q, blocks.q_start, blocks.q_length)
-    mean_k = pool_blocks(k, layout.start, layout.length, blocks.kv_lengths)
-    return products(mean_q, mean_k, blocks.scale, blocks.log_counts(q.shape[0]))
+    start, length, lengths = blocks.layout.start, blocks.layout.length, blocks.kv_lengths
+    mean_q, mean_k = pool_both(q, k, start, length, blocks.scored, lengths)
+    return block_scores(mean_q, mean_k, start, length, blocks.scale, lengths)
 
 
 def lse_score(q: Tensor, k: Tensor, blocks: Blocks, parts: int) -> Tensor:
@@ -118,8 +118,7 @@ def region_score(q: Tensor, k: Tensor, blocks: Blocks, size: int) -> Tensor:
     region = _regions(layout.video_blocks, layout.blocks, size, q.device)
     of_q = region[: blocks.scored]
     visible = visible_counts(layout.start, layout.length, blocks.kv_lengths, batch)
-    mean_q = pool_blocks(q, blocks.q_start, blocks.q_length)
-    mean_k = pool_blocks(k, layout.start, layout.length, blocks.kv_lengths)
+    mean_q, mean_k = pool_both(q, k, layout.start, layout.length, blocks.scored, blocks.kv_lengths)
     last = _regions_in(layout.video_blocks, layout.blocks, size)
     rows = _region_means(mean_q, blocks.q_length.expand(batch, -1), of_q, last)
     columns = _region_means(mean_k, visible, region, last)

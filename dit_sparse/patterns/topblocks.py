@@ -55,8 +55,8 @@ class TopBlocks(Pattern):
     Which: score, a word and maybe a number: mean, lse:4 (sub-blocks), antidiagonal:8 (stride), exact, sampled:1 (rows
         per block), lowbit:4 (bits), proxy:4 (heads per group), region:8 (blocks per region); see `dit_sparse.estimate`.
         Ties go to the lower index.
-    order: token order; 3-D tiles make the tokens of a block alike. "cycle" lets the layers take raster, column and
-        tile in turn, and is tile where no layer is known.
+    order: token order; strips make the tokens of a block alike, and blocks whole. "cycle" lets the layers take raster,
+        column and tile in turn, and is tile where no layer is known.
     clusters: sort the tokens of each head by k-means clusters first, so many, or (of queries, of keys); order is then
         without meaning.
     heads: "adaptive" moves budget from heads that read much with `keep` to those of this pattern that read little.
@@ -77,7 +77,7 @@ class TopBlocks(Pattern):
     knob: ClassVar[str | None] = "keep"
 
     keep: float | None = None
-    order: str = "tile"
+    order: str = "strips"
     score: str = "mean"
     mass: float | None = None
     threshold: float | None = None
@@ -171,11 +171,10 @@ class TopBlocks(Pattern):
             keep: Tensor | None = self._error_budget(q, k, v, blocks, choose, rows, sinks.competing)
         else:
             keep = self._budget(score, q, k, blocks, sinks, state)
-        choice = choose(query_blocks=layout.blocks, keep=keep, mass=self.mass, threshold=self.threshold)
-        head_of = _constant(state, "head_of", rows, lambda: torch.arange(rows, dtype=torch.int32))
+        choice = choose(q_len=layout.length, keep=keep, mass=self.mass, threshold=self.threshold)
+        head_of = _constant(state, ("head_of", rows), lambda on: torch.arange(rows, dtype=torch.int32, device=on))
         indices = BlockIndices(choice.bits, head_of, layout.start, layout.length, layout.start, layout.length)
-        pairs = choice.kept_keys[:, : layout.video_blocks].double() @ layout.video_length.double()
-        return Selection(indices, pairs, pairs, self.compensate, order)
+        return Selection(indices, choice.pairs, choice.pairs, self.compensate, order)
 
     def _budget(
         self,
@@ -192,7 +191,7 @@ class TopBlocks(Pattern):
         rows, competing = score.shape[0] * score.shape[1], sinks.competing
         keep = 0 if self.keep is None else self.kept_blocks(competing)
         if self.keep is not None and self.heads == "equal":
-            return _constant(state, "keep", (keep, rows), lambda: torch.full((rows,), keep, dtype=torch.int32))
+            return _constant(state, ("keep", keep, rows), lambda on: torch.full((rows,), keep, device=on).int())
         ranked = ranking(score, sinks.always, sinks.forced)
         weight = blocks.q_length / blocks.scored_tokens
         if self.keep is not None:
@@ -220,7 +219,7 @@ class TopBlocks(Pattern):
         at, share = rows_of_blocks(blocks.q_start, blocks.q_length, per_block, blocks.seed + SEED_OF_BUDGETS)
         outputs = row_outputs(q, k, v, at, share, blocks, self.compensate)
         return error_budget(
-            lambda keep: outputs.error(choose(query_blocks=blocks.scored, keep=keep, mass=None, threshold=None).bits),
+            lambda keep: outputs.error(choose(q_len=blocks.q_length, keep=keep, mass=None, threshold=None).bits),
             heads,
             self.error,
             competing,
@@ -259,12 +258,12 @@ class Sinks(NamedTuple):
     competing: int  # key blocks that are not always read
 
 
-def _constant(state: PatternState, name: str, key: object, make: Callable[[], Tensor]) -> Tensor:
+def _constant(state: PatternState, key: tuple[object, ...], make: Callable[[torch.device], Tensor]) -> Tensor:
     """Return a tensor on the layout's device that depends on shapes alone, made once."""
     device = state.layout.start.device
-    place = ("topblocks", name, key, device)
+    place = ("topblocks", *key, device)
     if place not in state.shared:
-        state.shared[place] = make().to(device)
+        state.shared[place] = make(device)
     found: Tensor = state.shared[place]
     return found
 

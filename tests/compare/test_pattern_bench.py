@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,18 @@ def test_rows_of_every_pattern_agree_with_float64(pattern: Pattern) -> None:
     for grid in (Grid(5, 9, 11, prefix=7), Grid(3, 12, 13, suffix=140)):
         error, allowed = check_rows(pattern, grid, 4, 32, CPU, torch.float32)
         assert error <= allowed
+
+
+def test_a_row_fills_every_column_with_a_graph_or_without() -> None:
+    row = pattern_bench.Row("shape", "topblocks", 0.25, 90.0, 1.7, 0.2, 0.1, 0.02, 2.0, 11.0, 1 << 20, 1e-3, 1e-2)
+    waits = replace(row, graph_ms=None, lists_ms=None)
+    shown, empty = (
+        dict(zip(pattern_bench.HEADINGS, cells, strict=True)) for cells in pattern_bench.cells([row, waits])
+    )
+    assert (shown["choose ms"], shown["graph ms"], shown["lists ms"], shown["choose/attend"]) == (
+        "0.200", "0.100", "0.020", "10.0%",
+    )  # fmt: skip
+    assert (empty["graph ms"], empty["lists ms"]) == ("-", "-")
 
 
 def test_without_a_gpu_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dit_sparse.curves import gilbert, hilbert
+from dit_sparse.curves import gilbert, hilbert, strips
 from dit_sparse.grid import Grid
-from dit_sparse.order import KINDS, TokenOrder, choose_column, choose_tile
+from dit_sparse.order import KINDS, TokenOrder, choose_column, choose_strip, choose_tile
 
 # primes and 1 on every axis; text in front, behind, both or none
 SIZES = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 11, 13])
@@ -22,7 +22,7 @@ GRIDS = st.builds(
     Grid, SIZES, SIZES, st.integers(1, 17), prefix=st.sampled_from([0, 3, 130]), suffix=st.sampled_from([0, 1, 140])
 )
 AXES_ORDERS = ["axes:" + "".join(letters) for letters in itertools.permutations("fhw")]
-ORDERS = [*(kind for kind in KINDS if kind != "axes"), *AXES_ORDERS, "tile:2x3x5"]
+ORDERS = [*(kind for kind in KINDS if kind != "axes"), *AXES_ORDERS, "tile:2x3x5", "strips:2x3"]
 WAN_480P, WAN_720P = (21, 30, 52), (21, 45, 80)
 
 
@@ -105,6 +105,100 @@ def test_chosen_tile_wastes_little(shape: tuple[int, int, int], most: float) -> 
     assert blocks <= most * math.ceil(math.prod(shape) / 128)
 
 
+# no tile of 128 divides them: Wan at 480p and 720p, HunyuanVideo at 720p, CogVideoX; the bundled model's two
+VIDEOS = [WAN_480P, WAN_720P, (33, 45, 80), (13, 30, 45)]
+RAGGED = [*VIDEOS, (17, 16, 16), (17, 32, 32)]
+
+
+@pytest.mark.parametrize("shape", RAGGED)
+def test_strips_waste_no_more_than_one_block(shape: tuple[int, int, int]) -> None:
+    layout = TokenOrder("strips").layout(Grid(*shape, suffix=77))
+    tokens, blocks = math.prod(shape), layout.video_blocks
+    assert blocks == math.ceil(tokens / 128)
+    assert (blocks * 128 / tokens) ** 2 <= 1.02, "padded pairs against real ones"
+
+
+@settings(max_examples=80, deadline=None)
+@given(GRIDS, st.sampled_from(["strips", "strips:2x3", "strips:5x1", "strips:1x128"]))
+def test_blocks_of_strips_are_whole_but_for_the_last_one(grid: Grid, order: str) -> None:
+    layout = TokenOrder.parse(order).layout(grid)
+    length = layout.length[: layout.video_blocks]
+    assert (length[:-1] == 128).all()
+    assert int(length.sum()) == grid.video_tokens
+    assert layout.length[layout.video_blocks :].sum() == grid.text_tokens
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.tuples(SIZES, SIZES, st.integers(1, 40)), st.tuples(st.integers(1, 6), st.integers(1, 6)))
+def test_strips_go_from_neighbour_to_neighbour_but_between_bars(
+    shape: tuple[int, int, int], strip: tuple[int, int]
+) -> None:
+    order = strips(shape, strip)
+    assert torch.equal(order.sort().values, torch.arange(math.prod(shape)))
+    step, parts = steps(order, shape), parts_of(shape, strip)
+    assert int((step > 1).sum()) < math.prod(parts)
+    thickest = [math.ceil(size / count) for size, count in zip(shape[:2], parts, strict=True)]
+    assert max(step.tolist(), default=0) <= sum(thickest)
+
+
+@pytest.mark.parametrize("strip", [(4, 4), (5, 5), (9, 4)])  # even and odd sizes: the walk turns otherwise
+@pytest.mark.parametrize("shape", RAGGED)
+def test_strips_are_bars(shape: tuple[int, int, int], strip: tuple[int, int]) -> None:
+    order, parts = strips(shape, strip), parts_of(shape, strip)
+    jumps = (steps(order, shape) > 1).nonzero().flatten() + 1
+    bars = order.tensor_split(jumps)
+    assert len(bars) == math.prod(parts)
+    for bar in bars:
+        place = places(bar, shape)
+        sides = place.aminmax(dim=0)
+        box: list[int] = (sides.max - sides.min + 1).tolist()
+        assert math.prod(box) == len(bar)
+        assert box[2] == shape[2]
+        for size, count, side in zip(shape[:2], parts, box[:2], strict=True):
+            assert size // count <= side <= math.ceil(size / count), "parts are equal to one"
+        column = place[:, 2].diff()
+        assert (column >= 0).all() or (column <= 0).all(), "cross-section by cross-section"
+
+
+def parts_of(shape: tuple[int, int, int], strip: tuple[int, int]) -> list[int]:
+    """Return in how many parts frames and rows are cut: the number nearest to their share."""
+    return [max(1, math.floor(size / part + 0.5)) for size, part in zip(shape[:2], strip, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "strip"),
+    [
+        (WAN_480P, (5, 5)),
+        ((1, 64, 64), (1, 11)),  # an image
+        ((2, 45, 80), (2, 8)),  # fewer frames than a block would have
+        ((17, 16, 16), (9, 4)),  # a small picture: deeper
+    ],
+)
+def test_chosen_strip(shape: tuple[int, int, int], strip: tuple[int, int]) -> None:
+    assert choose_strip(shape) == strip
+    chosen, given_strip = (
+        order.layout(Grid(*shape)).order for order in (TokenOrder("strips"), TokenOrder("strips", strip=strip))
+    )
+    assert chosen is not None
+    assert given_strip is not None
+    assert torch.equal(chosen, given_strip)
+
+
+@pytest.mark.parametrize("shape", VIDEOS)
+def test_blocks_of_strips_are_as_compact_as_tiles(shape: tuple[int, int, int]) -> None:
+    def spread(order: str) -> float:
+        """Return the mean squared distance of a token from the centre of its block."""
+        total = 0.0
+        for row in TokenOrder.parse(order).layout(Grid(*shape)).video_index():
+            place = places(row[row >= 0], shape).double()
+            total += float((place - place.mean(0)).square().sum())
+        return total / math.prod(shape)
+
+    found = {order: spread(order) for order in ("strips", "tile:4x4x8", "gilbert", "hilbert")}
+    assert found["strips"] < 1.15 * found["tile:4x4x8"], found
+    assert found["strips"] < min(found["gilbert"], found["hilbert"]), found
+
+
 def test_morton_follows_the_z_curve() -> None:
     layout = TokenOrder("morton").layout(Grid(2, 2, 2))
     assert layout.order is None, "on 2x2x2 the Z curve is the raster order"
@@ -179,6 +273,7 @@ def test_a_layout_is_made_quickly(order: str) -> None:
     "text",
     [
         "hilbrt", "tile:2x2", "tile:axbxc", "tile:8x8x8", "raster:2x2x2", "tile:0x1x1", "hilbert:2x2x2", "column:2x2x2",
+        "strips:4", "strips:4x4x8", "strips:0x4", "strips:16x9", "raster:4x4", "tile:4x4",
         "axes", "axes:fh", "axes:fhh", "axes:fhwf", "axes:2x2x2", "raster:hwf",
     ],
 )  # fmt: skip
@@ -192,3 +287,5 @@ def test_axes_and_tile_belong_to_their_kinds() -> None:
         TokenOrder("hilbert", axes="hwf")
     with pytest.raises(ValueError, match="takes a tile"):
         TokenOrder("axes", tile=(2, 2, 2), axes="hwf")
+    with pytest.raises(ValueError, match="takes a strip"):
+        TokenOrder("tile", strip=(4, 4))

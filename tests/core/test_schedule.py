@@ -14,6 +14,7 @@ import dit_sparse as ds
 from dit_sparse.attention import Layer, attend, dense_attention
 from dit_sparse.options import Options
 from dit_sparse.patterns import PatternState
+from dit_sparse.record import MOST_WAITING, Sum
 from dit_sparse.schedule import Schedule, StrictError
 
 GRID = ds.Grid(4, 8, 16, suffix=5)
@@ -243,3 +244,15 @@ def test_float64_runs_on_the_reference() -> None:
     q, k, v = (x.double() for x in qkv())
     out = ds.sparse_attention(q, k, v, ds.Dense(), GRID, backend="reference")
     torch.testing.assert_close(out, dense_attention(q, k, v))
+
+
+def test_a_sum_counts_every_call_and_holds_few_tensors() -> None:
+    total = Sum()
+    assert float(total) == 0.0
+    parts = [torch.randint(0, 2**40, (size % 5 + 1,)).double() for size in range(3 * MOST_WAITING)]
+    for number, part in enumerate(parts):
+        total.add(part)
+        if number % 100 == 0:
+            assert float(total) == float(torch.cat(parts[: number + 1]).sum())
+    assert float(total) == float(torch.cat(parts).sum())
+    assert len(total._parts) <= MOST_WAITING

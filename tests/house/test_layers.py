@@ -18,7 +18,7 @@ MAY_REACH_UP = {
     Path("dit_sparse/cli_bench.py"),
     Path("dit_sparse/cli_options.py"),
 }
-BACKENDS = {"reference", "cpu", "triton_forward"}
+BACKENDS = {"reference", "cpu", "triton_forward", "hopper", "flex", "fa4"}
 # beyond the standard library: what each layer may name at all
 THIRD_PARTY = {"kernels": {"torch", "triton"}, "core": {"torch", "einops"}}
 ONLY_PIPELINES = {"diffusers", "transformers", "accelerate"}

@@ -1,18 +1,15 @@
-"""Cases of pooling, choice and block mass with their definitions as plain loops: for the twins, Triton and the GPU."""
+"""Cases of pooling, scores and block mass with their definitions as plain loops: for the twins, Triton and the GPU."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from dit_sparse.kernels.choice import Choice, choose_blocks
 from dit_sparse.kernels.gate import ERROR_FACTOR, poisoned_empty
-from dit_sparse.kernels.indices import segment_blocks, unpack_bits
+from dit_sparse.kernels.indices import segment_blocks
 
 
 @dataclass(frozen=True)
@@ -41,48 +38,6 @@ TOKEN_CASES = (
     TokenCase("strides of [B, H, S, D], spare tokens", 64, 2, spare=19, head_major=True),
     TokenCase("blocks in any order", 32, rows=333, q_segments=(256, 77), shuffle=True),
     TokenCase("one token, one row", 16, 1, 1, 1, 1, (1,), (1,)),
-)
-
-
-@dataclass(frozen=True)
-class ChoiceCase:
-    """Describe scores and the rule for them; shares of blocks are drawn."""
-
-    reason: str
-    rule: str
-    value: float = 0.0  # of mass and threshold
-    keys: int = 70
-    rows: int = 3
-    queries: int = 4
-    dense: int = 1  # query blocks beyond the scored ones
-    at_least: int = 1
-    always: float = 0.0
-    forced: float = 0.0
-    hidden: float = 0.0  # scores of -inf
-    ties: bool = False
-    wanted: bool = False
-    spread: float = 2.0
-
-
-CHOICE_CASES = (
-    ChoiceCase("counts from none to more than there are", "keep"),
-    ChoiceCase("equal scores: the lower index", "keep", ties=True),
-    ChoiceCase("sinks outside the budget, forced ones in it", "keep", always=0.1, forced=0.2, hidden=0.1),
-    ChoiceCase("rows that another step chose", "keep", wanted=True),
-    ChoiceCase("every score hidden", "keep", hidden=1.0, forced=0.1),
-    ChoiceCase("the crossing block included", "mass", 0.7),
-    ChoiceCase("a crossing among equal scores", "mass", 0.43, ties=True),
-    ChoiceCase("forced ones may be enough", "mass", 0.3, always=0.1, forced=0.3, hidden=0.2),
-    ChoiceCase("all of the mass is all of the blocks", "mass", 1.0, hidden=0.2, spread=30.0),
-    ChoiceCase("nothing to share out", "mass", 0.5, hidden=1.0, always=0.1),
-    ChoiceCase("above the mean", "threshold", 0.8, always=0.1, hidden=0.2),
-    ChoiceCase("below the mean", "threshold", -1.5, forced=0.1, ties=True),
-    ChoiceCase("none is high enough: at least three", "threshold", 50.0, at_least=3, forced=0.02),
-    ChoiceCase("none is above a mean that all meet", "threshold", 0.0, at_least=2, spread=0.0),
-    ChoiceCase("one key block, no text", "mass", 0.9, keys=1, dense=0),
-    ChoiceCase("whole words", "keep", keys=64, dense=0),
-    ChoiceCase("a row for two warps", "mass", 0.8, keys=1500, rows=1, ties=True, wanted=True),
-    ChoiceCase("a row for eight warps", "keep", keys=5000, rows=1, queries=2, forced=0.01),
 )
 
 
@@ -119,6 +74,49 @@ def check_pool(
     _assert_close(means, exact, rough.to(out_dtype), torch.finfo(out_dtype).eps)
 
 
+def check_pool_both(
+    run: Callable[..., tuple[Tensor, Tensor]], case: TokenCase, dtype: torch.dtype, device: str = "cpu"
+) -> None:
+    """Compare means of queries and keys with fp64 loops; hidden keys and queries past the blocks hold NaN."""
+    start, length = blocks_of(case, case.kv_segments)
+    q, k = (tokens(case, sum(case.kv_segments) + case.spare, heads, dtype) for heads in (case.heads, case.kv_heads))
+    q_blocks, kv_lengths = max(1, len(start) - 1), lengths_of(case)
+    given = ((q, start[:q_blocks], length[:q_blocks], None), (k, start, length, kv_lengths))
+    exact, rough = ([_means(x.to(compute), *rest) for x, *rest in given] for compute in (torch.float64, torch.float32))
+    _poison(q, replace(case, kv_lengths=None))
+    _poison(k, case)
+    with poisoned_empty():
+        means = run(*_there(device, q, k, start, length), q_blocks, *_there(device, kv_lengths))
+    for found, *expected in zip(means, exact, rough, strict=True):
+        assert found.dtype == torch.float32
+        _assert_close(found.cpu(), *expected, torch.finfo(torch.float32).eps)
+
+
+def check_scores(run: Callable[..., Tensor], case: TokenCase, device: str = "cpu") -> None:
+    """Compare scores of block means with fp64."""
+    start, length = blocks_of(case, case.kv_segments)
+    kv_lengths, scale = lengths_of(case), case.head_dim**-0.5
+    mean_q, mean_k = (
+        3.0 * torch.randn(case.batch, blocks, heads, case.head_dim)
+        for blocks, heads in ((case.rows, case.heads), (len(start), case.kv_heads))
+    )
+    limit = torch.full((case.batch,), sum(case.kv_segments), dtype=torch.int32) if kv_lengths is None else kv_lengths
+    seen = torch.minimum((limit[:, None] - start).clamp(min=0), length)
+    exact, rough = (
+        torch.einsum("bqhd,bkhd->bhqk", mean_q.to(compute), mean_k.to(compute).repeat_interleave(group, 2)) * scale
+        + seen.to(compute).log()[:, None, None]
+        for compute in (torch.float64, torch.float32)
+        for group in (case.heads // case.kv_heads,)
+    )
+    with poisoned_empty():
+        found = run(*_there(device, mean_q, mean_k, start, length), scale, *_there(device, kv_lengths)).cpu()
+    assert found.dtype == torch.float32
+    assert torch.equal(found.isinf(), exact.isinf())
+    exact, rough, found = (x.nan_to_num(neginf=0.0) for x in (exact, rough, found))
+    # Three products of tf32 leave out the product of the two remainders: a bit or two of the largest term.
+    _assert_close(found, exact, rough, 4 * torch.finfo(torch.float32).eps)
+
+
 def check_mass(
     run_rows: Callable[..., Tensor], run_blocks: Callable[..., Tensor], case: TokenCase, dtype: torch.dtype,
     device: str = "cpu",
@@ -151,82 +149,6 @@ def check_mass(
     # An exponent that is rounded moves its power by as many eps as it is large.
     exponent = float(exact.abs().max()) + float(lse[lse.isfinite()].abs().max() if lse.isfinite().any() else 0.0)
     _assert_close(mass, exact_sum, rough_sum, eps * max(1.0, exponent))
-
-
-def draw_choice(case: ChoiceCase) -> tuple[Tensor, dict[str, Any]]:
-    """Draw scores [R, Q, K] and the keywords of choose_blocks."""
-    shape = (case.rows, case.queries, case.keys)
-    score = torch.randn(shape) * case.spread
-    if case.ties:
-        score = score.round()
-        score[..., ::3] *= -1.0  # -0.0 equals 0.0
-    score[torch.rand(shape) < case.hidden] = -torch.inf
-    keywords: dict[str, Any] = {
-        "counted": case.keys - case.keys // 5,
-        "kv_len": torch.randint(1, 129, (case.keys,), dtype=torch.int32),
-        "query_blocks": case.queries + case.dense,
-        "at_least": case.at_least,
-        "always": torch.rand(case.keys) < case.always if case.always else None,
-        "forced": torch.rand(shape[1:]) < case.forced if case.forced else None,
-        case.rule: case.value,
-    }
-    if case.rule == "keep":
-        keywords["keep"] = torch.randint(0, case.keys + 3, shape[: 2 - case.rows % 2], dtype=torch.int32)
-    if case.wanted:
-        words = -(-case.keys // 32)
-        bits = torch.randint(-(2**31), 2**31, (case.rows, case.queries + case.dense, words)).to(torch.int32)
-        keywords["previous"] = Choice(bits, torch.randint(0, 999, shape[:2], dtype=torch.int32))
-        keywords["wanted"] = torch.rand(case.rows) < 0.5
-    return score, keywords
-
-
-def check_choice(case: ChoiceCase, device: str = "cpu") -> None:
-    """Compare what choose_blocks keeps with the definition, row by row."""
-    score, keywords = draw_choice(case)
-    there = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in keywords.items()}
-    previous = keywords.get("previous")
-    if previous is not None:
-        there["previous"] = Choice(previous.bits.to(device), previous.kept_keys.to(device))
-    chosen = choose_blocks(score.to(device), **there)
-    bits, kept_keys = chosen.bits.cpu(), chosen.kept_keys.cpu()
-    kept = unpack_bits(bits, case.keys)
-    padding = unpack_bits(bits, bits.shape[-1] * 32)[..., case.keys :]
-    for row in range(case.rows):
-        if previous is not None and not keywords["wanted"][row]:
-            assert torch.equal(bits[row], previous.bits[row])
-            assert torch.equal(kept_keys[row], previous.kept_keys[row])
-            continue
-        assert not padding[row].any()
-        assert kept[row, case.queries :].all()
-        for query in range(case.queries):
-            expected = chosen_by_definition(score[row, query].tolist(), row, query, keywords)
-            assert set(kept[row, query].nonzero().flatten().tolist()) == expected
-            counted = [int(keywords["kv_len"][block]) for block in expected if block < keywords["counted"]]
-            assert int(kept_keys[row, query]) == sum(counted)
-
-
-def chosen_by_definition(score: list[float], row: int, query: int, keywords: dict[str, Any]) -> set[int]:
-    """Choose the blocks of one row with a sort and a running sum in Python's doubles."""
-    always = set() if keywords["always"] is None else set(keywords["always"].nonzero().flatten().tolist())
-    forced = set() if keywords["forced"] is None else set(keywords["forced"][query].nonzero().flatten().tolist())
-    forced -= always
-    finite = [block for block in range(len(score)) if block not in always and score[block] > -math.inf]
-    rest = sorted((block for block in finite if block not in forced), key=lambda block: (-score[block], block))
-    number = 0
-    if keywords.get("keep") is not None:
-        keep = keywords["keep"]
-        number = int(keep[row] if keep.dim() == 1 else keep[row, query]) - len(forced)
-    elif "mass" in keywords:
-        total = sum(math.exp(score[block]) for block in finite)
-        reached = sum(math.exp(score[block]) for block in forced)
-        while number < len(rest) and (reached < keywords["mass"] * total or keywords["mass"] == 1.0):
-            reached += math.exp(score[rest[number]])
-            number += 1
-    elif finite:
-        mean = sum(score[block] for block in finite) / len(finite)
-        deviation = math.sqrt(sum((score[block] - mean) ** 2 for block in finite) / len(finite))
-        number = sum(score[block] > mean + keywords["threshold"] * deviation for block in rest)
-    return always | forced | set(rest[: max(0, number, keywords["at_least"] - len(forced))])
 
 
 def _means(x: Tensor, start: Tensor, length: Tensor, kv_lengths: Tensor | None) -> Tensor:

@@ -15,8 +15,8 @@ from dit_sparse.kernels.indices import BlockIndices, random_indices
 
 # fp32 shows a wrong index, the two half types show a product or a sum kept in too few bits.
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# The Triton kernel has its own process (test_interpreter) and its own machine (test_gpu).
-ON_CPU = [name for name in BACKENDS if name != "triton"]
+# The others have their own process (test_interpreter) and their own machine (test_gpu); flex has test_peers.
+ON_CPU = ("cpu", "reference")
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,30 @@ def test_strides_and_scale_are_honoured(backend: str) -> None:
 def test_auto_takes_the_cpu_and_explains_the_rest() -> None:
     q, k, v, indices, _ = build(CASES[0], torch.float32)
     assert choose("auto", q, k, v, indices).name == "cpu"
-    assert explain(q, k, v, indices) == [Rejected("triton", "tensors must be on a GPU, got cpu")]
+    names = ("hopper", "triton", "flex", "fa4")
+    assert explain(q, k, v, indices) == [Rejected(name, "tensors must be on a GPU, got cpu") for name in names]
+
+
+def test_auto_asks_the_fastest_first_and_never_a_peer() -> None:
+    assert [name for name, backend in BACKENDS.items() if backend.automatic] == ["hopper", "triton", "cpu"]
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_a_backend_hears_of_lengths_and_means_before_it_runs(compensate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = []
+
+    def refuse(*call: object) -> str:
+        heard.append(call[4:])
+        return "not this one"
+
+    monkeypatch.setitem(BACKENDS, "flex", replace(BACKENDS["flex"], refusal=refuse))
+    q, k, v, indices, lengths = build(next(case for case in CASES if case.name == "kv_lengths"), torch.float32)
+    k, v = k.nan_to_num(), v.nan_to_num()
+    attend = compensated_attention if compensate else block_attention
+    with pytest.raises(ValueError, match="backend flex cannot run this call: not this one"):
+        attend(q, k, v, indices, kv_lengths=lengths, backend="flex")
+    assert heard == [(lengths, compensate)]
+    assert Rejected("flex", "not this one") in explain(q, k, v, indices, lengths, compensate)
 
 
 def test_a_named_backend_never_falls_back() -> None:
@@ -164,10 +187,3 @@ def test_run_blocks_takes_lists() -> None:
     assert torch.allclose(out, bench.run_blocks(q, k, v, idx, cnt, "reference"), atol=1e-5)
     with pytest.raises(ValueError, match=r"B, H, Q = \(1, 2, 4\)"):
         bench.run_blocks(q, k, v, idx[:, :, :3], cnt, "cpu")
-
-
-def test_the_benchmark_says_that_it_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("this machine has one")
-    assert bench.main([]) == 1
-    assert "needs a GPU" in capsys.readouterr().err

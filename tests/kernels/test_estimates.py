@@ -10,20 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dit_sparse.kernels.block_scores import block_scores
 from dit_sparse.kernels.choice import choose_blocks
 from dit_sparse.kernels.indices import unpack_bits
 from dit_sparse.kernels.mass import block_log_mass, block_mass
-from dit_sparse.kernels.pool import log_counts, pool_blocks
-from tests.kernels.estimate_cases import (
-    CHOICE_CASES,
-    TOKEN_CASES,
-    ChoiceCase,
-    TokenCase,
-    check_choice,
-    check_mass,
-    check_pool,
-    draw_choice,
-)
+from dit_sparse.kernels.pool import log_counts, pool_blocks, pool_both
+from tests.kernels.choice_cases import CHOICE_CASES, ChoiceCase, check_choice, draw_choice
+from tests.kernels.estimate_cases import TOKEN_CASES, TokenCase, check_mass, check_pool, check_pool_both, check_scores
 
 KV_LEN = torch.tensor([128, 128, 5], dtype=torch.int32)
 START = torch.tensor([0, 128, 256], dtype=torch.int32)
@@ -38,6 +31,17 @@ START = torch.tensor([0, 128, 256], dtype=torch.int32)
 @pytest.mark.parametrize("case", TOKEN_CASES, ids=lambda case: case.reason)
 def test_pooling_meets_fp64(case: TokenCase, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
     check_pool(pool_blocks, case, dtype, out_dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)  # exact sums; what models hold
+@pytest.mark.parametrize("case", TOKEN_CASES, ids=lambda case: case.reason)
+def test_pooling_of_both_meets_fp64(case: TokenCase, dtype: torch.dtype) -> None:
+    check_pool_both(pool_both, case, dtype)
+
+
+@pytest.mark.parametrize("case", TOKEN_CASES, ids=lambda case: case.reason)
+def test_scores_of_blocks_meet_fp64(case: TokenCase) -> None:
+    check_scores(block_scores, case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)  # plain, rounded, with factors
@@ -99,21 +103,20 @@ def test_log_counts() -> None:
         ({"mass": 0.0}, r"mass must be in \(0, 1\]"),
         ({"mass": 0.5, "at_least": -1}, "at_least"),
         ({"mass": 0.5, "counted": 4}, "counted"),
-        ({"mass": 0.5, "query_blocks": 1}, "query_blocks"),
+        ({"mass": 0.5, "q_len": KV_LEN[:1]}, "q_len must hold"),
         ({"threshold": float("nan")}, "finite"),
         ({"mass": 0.5, "always": torch.ones(2, dtype=torch.bool)}, "always must have shape"),
-        ({"mass": 0.5, "wanted": torch.ones(1, dtype=torch.bool)}, "together"),
     ],
     ids=lambda x: x if isinstance(x, str) else ",".join(x),
 )
 def test_choice_says_what_is_wrong(given_: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        choose_blocks(torch.randn(1, 2, 3), **{"counted": 3, "kv_len": KV_LEN, "query_blocks": 2} | given_)
+        choose_blocks(torch.randn(1, 2, 3), **{"counted": 3, "q_len": KV_LEN[:2], "kv_len": KV_LEN} | given_)
 
 
 def test_choice_wants_float32() -> None:
     with pytest.raises(TypeError, match="float32"):
-        choose_blocks(torch.randn(1, 2, 3).half(), counted=3, kv_len=KV_LEN, query_blocks=2, mass=0.5)
+        choose_blocks(torch.randn(1, 2, 3).half(), counted=3, q_len=KV_LEN, kv_len=KV_LEN, mass=0.5)
 
 
 def test_tensors_that_do_not_fit() -> None:
@@ -124,6 +127,17 @@ def test_tensors_that_do_not_fit() -> None:
         pool_blocks(x, START.long(), KV_LEN)
     with pytest.raises(ValueError, match="kv_lengths"):
         pool_blocks(x, START, KV_LEN, KV_LEN)
+    with pytest.raises(ValueError, match="q and k must be"):
+        pool_both(x[..., :8], x, START, KV_LEN, 3)
+    with pytest.raises(ValueError, match="q_blocks must be 1 to 3"):
+        pool_both(x, x, START, KV_LEN, 4)
+    means = torch.randn(1, 3, 2, 16)
+    with pytest.raises(TypeError, match="means must be float32"):
+        block_scores(means.double(), means, START, KV_LEN, 1.0)
+    with pytest.raises(ValueError, match="means must be"):
+        block_scores(means[:, :, :1], means, START, KV_LEN, 1.0)
+    with pytest.raises(ValueError, match="length must be int32"):
+        block_scores(means, means, START, KV_LEN[:2], 1.0)
     with pytest.raises(ValueError, match="heads of q"):
         block_log_mass(torch.randn(1, 9, 3, 16), x, START, KV_LEN, 1.0)
     with pytest.raises(ValueError, match="q_scale and k_scale"):

@@ -8,19 +8,13 @@ from functools import partial
 import pytest
 import torch
 
+from dit_sparse.kernels.block_scores import block_scores, slow_block_scores
 from dit_sparse.kernels.choice import Choice, Rule, choose_blocks, slow_choose
 from dit_sparse.kernels.indices import segment_blocks, unpack_bits
 from dit_sparse.kernels.mass import block_log_mass, block_mass, slow_block_log_mass, slow_block_mass
-from dit_sparse.kernels.pool import pool_blocks, slow_pool_blocks
-from tests.kernels.estimate_cases import (
-    CHOICE_CASES,
-    TOKEN_CASES,
-    ChoiceCase,
-    TokenCase,
-    check_choice,
-    check_mass,
-    check_pool,
-)
+from dit_sparse.kernels.pool import pool_blocks, pool_both, slow_pool_blocks
+from tests.kernels.choice_cases import CHOICE_CASES, ChoiceCase, check_choice
+from tests.kernels.estimate_cases import TOKEN_CASES, TokenCase, check_mass, check_pool, check_pool_both, check_scores
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,6 +38,26 @@ BLOCKS, HEADS = 600, 40  # Wan at 720p
 @pytest.mark.parametrize("case", TOKEN_CASES, ids=lambda case: case.reason)
 def test_pooling_meets_fp64(case: TokenCase, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
     check_pool(pool_blocks, case, dtype, out_dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)  # exact sums; what models hold
+@pytest.mark.parametrize("case", TOKEN_CASES, ids=lambda case: case.reason)
+def test_pooling_of_both_meets_fp64(case: TokenCase, dtype: torch.dtype) -> None:
+    check_pool_both(pool_both, case, dtype, "cuda")
+
+
+@pytest.mark.parametrize("case", TOKEN_CASES, ids=lambda case: case.reason)
+def test_scores_of_blocks_meet_fp64(case: TokenCase) -> None:
+    check_scores(block_scores, case, "cuda")
+
+
+def test_scores_of_a_long_video_ignore_the_setting_of_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    mean_q, mean_k = torch.randn(2, 1, BLOCKS, HEADS, 128, device="cuda")
+    start, length = (blocks.cuda() for blocks in segment_blocks((128 * BLOCKS - 50,)))
+    found = block_scores(mean_q, mean_k, start, length, 128**-0.5)
+    exact = slow_block_scores(mean_q.double(), mean_k.double(), start, length, 128**-0.5)
+    assert float((found - exact).abs().max()) < 5e-6  # a single product of tf32 errs by about .001
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.int8], ids=str)  # all it takes
@@ -78,19 +92,19 @@ def test_addresses_past_two_to_the_31() -> None:
 def test_choice_for_a_long_video(rule: str) -> None:
     score = torch.randn(HEADS, BLOCKS, BLOCKS, device="cuda") * 3
     rows = torch.arange(BLOCKS, device="cuda")
-    kv_len = torch.full((BLOCKS,), 128, device="cuda", dtype=torch.int32)
+    tokens = torch.full((BLOCKS + 4,), 128, device="cuda", dtype=torch.int32)
     full = Rule(
-        counted=BLOCKS - 4, kv_len=kv_len, query_blocks=BLOCKS + 4,
+        counted=BLOCKS - 4, q_len=tokens, kv_len=tokens[:BLOCKS],
         keep=torch.randint(0, BLOCKS, (HEADS, BLOCKS), device="cuda", dtype=torch.int32) if rule == "keep" else None,
         mass=0.9 if rule == "mass" else None, threshold=1.0 if rule == "threshold" else None, at_least=2,
-        always=rows >= BLOCKS - 4, forced=rows[:, None] == rows, wanted=None, previous=None,
+        always=rows >= BLOCKS - 4, forced=rows[:, None] == rows,
     )  # fmt: skip
     ours, twin = choose_blocks(score, **vars(full)), slow_choose(score, full)
     differs = (unpack_bits(ours.bits, BLOCKS) != unpack_bits(twin.bits, BLOCKS)).sum(-1)
     # Where a sum meets the goal, or a score the threshold, to the last bit, the two may differ by that one block.
     assert int(differs.max()) <= (0 if rule == "keep" else 1)
     assert float((differs > 0).float().mean()) < 0.01
-    assert int((ours.kept_keys - twin.kept_keys).abs().max()) <= 128 * int(differs.max())
+    assert float((ours.pairs - twin.pairs).abs().max()) <= 128 * 128 * int(differs.sum(-1).max())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8], ids=str)  # of models; of the low-bit estimate
@@ -118,7 +132,7 @@ def test_masses_of_a_long_video(dtype: torch.dtype) -> None:
 def _score_and_keep() -> tuple[torch.Tensor, Callable[[torch.Tensor], Choice]]:
     kv_len = torch.full((70,), 128, device="cuda", dtype=torch.int32)
     keep = torch.full((3,), 9, device="cuda", dtype=torch.int32)
-    rule = partial(choose_blocks, counted=70, kv_len=kv_len, query_blocks=9, keep=keep)
+    rule = partial(choose_blocks, counted=70, q_len=kv_len[:9], kv_len=kv_len, keep=keep)
     return torch.randn(3, 8, 70, device="cuda"), rule
 
 
@@ -131,7 +145,9 @@ def test_no_host_sync_and_one_cuda_graph() -> None:
     def everything() -> tuple[torch.Tensor, ...]:
         blocks = (start, length)
         sums = block_mass(x, x, lse, *blocks, *blocks, 0.125)
-        return pool_blocks(x, *blocks), choose(score).bits, block_log_mass(x, x, *blocks, 0.125), sums
+        scores = block_scores(*pool_both(x, x, *blocks, 2), *blocks, 0.125)
+        chosen = choose(score)
+        return pool_blocks(x, *blocks), scores, chosen.bits, chosen.pairs, block_log_mass(x, x, *blocks, 0.125), sums
 
     expected = everything()
     torch.cuda.synchronize()

@@ -46,7 +46,7 @@ def compile_forward(
     launch: Launch | None = None,
 ) -> Compiled:
     """Compile the forward kernel as attention() would launch it on that chip."""
-    launch = launch_for(head_dim, dtype, arch, compensate) if launch is None else launch
+    launch = launch_for(head_dim, dtype, arch, compensate, masked or ragged) if launch is None else launch
     padded = padded_head_dim(head_dim)
     name = TYPE_NAMES[dtype]
     tensor = f"tensordesc<{name}[1, 1, {launch.block_n}, {padded}]>"

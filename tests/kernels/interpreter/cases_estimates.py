@@ -5,16 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dit_sparse.kernels import choice, triton_choice, triton_mass, triton_pool
-from tests.kernels.estimate_cases import (
-    CHOICE_CASES,
-    TOKEN_CASES,
-    ChoiceCase,
-    TokenCase,
-    check_choice,
-    check_mass,
-    check_pool,
-)
+from dit_sparse.kernels import choice, triton_block_scores, triton_choice, triton_mass, triton_pool
+from tests.kernels.choice_cases import CHOICE_CASES, ChoiceCase, check_choice
+from tests.kernels.estimate_cases import TOKEN_CASES, TokenCase, check_mass, check_pool, check_pool_both, check_scores
 
 
 @pytest.mark.parametrize(
@@ -25,6 +18,17 @@ from tests.kernels.estimate_cases import (
 @pytest.mark.parametrize("case", TOKEN_CASES, ids=lambda case: case.reason)
 def test_pooling_meets_fp64(case: TokenCase, dtype: torch.dtype, out_dtype: torch.dtype) -> None:
     check_pool(triton_pool.pool_blocks, case, dtype, out_dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)  # exact sums; rounded
+@pytest.mark.parametrize("case", TOKEN_CASES, ids=lambda case: case.reason)
+def test_pooling_of_both_meets_fp64(case: TokenCase, dtype: torch.dtype) -> None:
+    check_pool_both(triton_pool.pool_both, case, dtype)
+
+
+@pytest.mark.parametrize("case", TOKEN_CASES, ids=lambda case: case.reason)
+def test_scores_of_blocks_meet_fp64(case: TokenCase) -> None:
+    check_scores(triton_block_scores.block_scores, case)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int8], ids=str)  # every kind of product
