@@ -34,9 +34,7 @@ def hopper_launch_for(head_dim: int) -> HopperLaunch:
     return HopperLaunch(stages=2, turns=False)
 
 
-def launch_for(
-    head_dim: int, dtype: torch.dtype, arch: str, compensate: bool = False, partial: bool = True
-) -> Launch:
+def launch_for(head_dim: int, dtype: torch.dtype, arch: str, compensate: bool = False, partial: bool = True) -> Launch:
     """Choose a launch for arch "sm80", "sm90", "gfx942", "interpreter"; an unknown one gets what fits everywhere.
 
     compensate: the launch has the loop over means too; partial: that over partial blocks.

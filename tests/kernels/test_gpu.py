@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -33,15 +34,19 @@ def test_compaction_equals_its_torch_twin(case: Case) -> None:
     ours = triton_lists.compact(indices.to("cuda"), None if kv_lengths is None else kv_lengths.cuda())
     assert torch.equal(ours.full_count.cpu(), twin.full_count)
     assert torch.equal(ours.partial_count.cpu(), twin.partial_count)
+    assert torch.equal(ours.items.cpu(), twin.items)
     written = torch.arange(indices.key_blocks) < (twin.full_count + twin.partial_count)[..., None]
     assert torch.equal(ours.blocks.cpu()[written], twin.blocks[written])
 
 
-@pytest.mark.parametrize("attend", [block_attention, compensated_attention])  # with means there are more kernels
-def test_no_host_sync_and_one_cuda_graph(attend: Callable[..., tuple[torch.Tensor, ...]]) -> None:
+@pytest.mark.parametrize("backend", ["auto", "triton"])  # what users get, and what every GPU has
+@pytest.mark.parametrize("whole", [block_attention, compensated_attention])  # with means there are more kernels
+def test_no_host_sync_and_one_cuda_graph(whole: Callable[..., tuple[torch.Tensor, ...]], backend: str) -> None:
     q, k, v, indices, _ = build(CASES[0], torch.bfloat16)
     q, k, v, indices = q.cuda(), k.cuda(), v.cuda(), indices.to("cuda")
-    assert choose("auto", q, k, v, indices).name == "triton"
+    hopper = torch.cuda.get_device_capability() == (9, 0)
+    assert choose("auto", q, k, v, indices).name == ("hopper" if hopper else "triton")
+    attend = partial(whole, backend=backend)
     expected = attend(q, k, v, indices)
     torch.cuda.synchronize()
     mode = torch.cuda.get_sync_debug_mode()

@@ -125,6 +125,20 @@ def test_compact_says_what_the_definition_says(
             assert lists.tiles[row, block, n_full : n_full + n_part].tolist() == ids
 
 
+def test_items_name_every_query_block_once_and_busy_heads_first() -> None:
+    indices = random_indices(2, 3, [640], [900], density=0.3, partial=0.5, unique=4, seed=int(torch.randint(99, ())))
+    lists = compact(indices)
+    head, entry, full, count = lists.items.T.long()
+    blocks = indices.query_blocks
+    assert torch.equal(entry, lists.row_of[head].long() * blocks + torch.arange(blocks).repeat(6))
+    assert torch.equal(head.view(6, blocks), head[::blocks, None].expand(-1, blocks))
+    assert sorted(head[::blocks].tolist()) == list(range(6))
+    assert torch.equal(full, lists.full_count.flatten()[entry].long())
+    assert torch.equal(count, (lists.full_count + lists.partial_count).flatten()[entry].long())
+    of_heads = count.view(6, blocks).sum(-1).tolist()
+    assert of_heads == sorted(of_heads, reverse=True)
+
+
 def test_tile_of_minus_one_is_all_ones() -> None:
     indices = random_indices(1, 1, [128], [128], partial=1.0)
     assert tile_masks(indices)[NO_TILE].all()

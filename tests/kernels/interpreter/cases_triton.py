@@ -55,6 +55,7 @@ def test_compaction_equals_its_torch_twin(case: Case) -> None:
     assert torch.equal(ours.full_count, twin.full_count)
     assert torch.equal(ours.partial_count, twin.partial_count)
     assert torch.equal(ours.row_of, twin.row_of)
+    assert torch.equal(ours.items, twin.items)
     place = torch.arange(indices.key_blocks)
     written = place < (twin.full_count + twin.partial_count)[..., None]
     assert torch.equal(ours.blocks[written], twin.blocks[written])
