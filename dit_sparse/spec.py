@@ -9,7 +9,7 @@ from dit_sparse.plan import Plan, Rule
 
 # The first steps decide what a clip shows, and the outer layers attend broadly in every model profiled so far, so both
 # stay dense; elsewhere a selection is reused for some steps. Strips put near tokens in whole blocks, and means that
-# stand for what is skipped come closer to dense at the same density (docs/measurements.md; their cost: docs/kernels.md).
+# stand for what is skipped come closer to dense at the same density (docs/measurements.md; cost: docs/kernels.md).
 
 
 def _blocks(keep: float) -> TopBlocks:
