@@ -142,15 +142,14 @@ class TokenOrder:
         if kind == "axes":
             return cls(kind, axes=detail)
         try:
-            if kind == "strips":
-                frames, rows = (int(part) for part in detail.split("x"))
-                return cls(kind, strip=(frames, rows))
-            frames, height, width = (int(part) for part in detail.split("x"))
+            sizes = tuple(int(part) for part in detail.split("x"))
         except ValueError:
-            raise ValueError(
-                f"token order must look like 'tile:2x8x8', 'strips:4x4' or 'axes:hwf', got {text!r}"
-            ) from None
-        return cls(kind, (frames, height, width))
+            sizes = ()
+        if len(sizes) != (2 if kind == "strips" else 3):
+            raise ValueError(f"token order must look like 'tile:2x8x8', 'strips:4x4' or 'axes:hwf', got {text!r}")
+        if kind == "strips":
+            return cls(kind, strip=(sizes[0], sizes[1]))
+        return cls(kind, (sizes[0], sizes[1], sizes[2]))
 
     def __str__(self) -> str:
         sizes = self.tile or self.strip

@@ -123,7 +123,7 @@ def choose(
             if backend.automatic and backend.refusal(*call) is None:
                 return backend
         reasons = "; ".join(f"{rejected.name}: {rejected.reason}" for rejected in explain(*call))
-        raise NoBackendError(f"no backend can run this call: {reasons} (reference, the slow oracle, runs only by name)")
+        raise NoBackendError(f"no backend can run this call: {reasons} (reference, flex and fa4 run only by name)")
     if name not in BACKENDS:
         raise ValueError(f'backend must be one of {", ".join(("auto", *BACKENDS))}, got "{name}"')
     reason = BACKENDS[name].refusal(*call)

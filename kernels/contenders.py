@@ -114,11 +114,11 @@ def _by_head(x: Tensor) -> Tensor:
     return x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
-def _sdpa(which: SDPBackend, inputs: Inputs) -> Attend:
+def _cudnn(inputs: Inputs) -> Attend:
     q, k, v = (_by_head(x).transpose(1, 2) for x in (inputs.q, inputs.k, inputs.v))
 
     def dense() -> Tensor:
-        with sdpa_kernel(which):
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
     return dense
@@ -134,5 +134,5 @@ def _fa4_dense(inputs: Inputs) -> Attend:
     return lambda: fa4.attend_blocks(inputs.q, inputs.k, inputs.v, None, inputs.scale)[0]
 
 
-CUDNN = Contender("cudnn dense", _refuse_sdpa, partial(_sdpa, SDPBackend.CUDNN_ATTENTION), dense=True)
+CUDNN = Contender("cudnn dense", _refuse_sdpa, _cudnn, dense=True)
 FA4_DENSE = Contender("fa4 dense", lambda inputs: fa4.dense_refusal(inputs.q), _fa4_dense, dense=True)

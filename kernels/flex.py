@@ -26,8 +26,8 @@ def refusal(
     """Say why FlexAttention cannot run this call, or return None."""
     if q.device.type != "cuda":
         return f"tensors must be on a GPU, got {q.device}"
-    if q.dtype == torch.float64:
-        return "dtype must be float16, bfloat16 or float32, got float64"
+    if q.dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        return f"dtype must be float16, bfloat16 or float32, got {str(q.dtype).removeprefix('torch.')}"
     if q.shape[-1] < 16:
         return f"head_dim must be at least 16, got {q.shape[-1]}"
     return refuse_call(indices, kv_lengths, compensate)
@@ -74,7 +74,8 @@ def attend_blocks(
     """Do what attention() does, from a mask that exists already."""
     run: Any = _program() if compiled else flex_attention
     by_head = (x.transpose(1, 2) for x in (q, k, v))
-    with on_device(q), torch._dynamo.config.patch(recompile_limit=MOST_PROGRAMS):
+    limits = {"recompile_limit": MOST_PROGRAMS, "accumulated_recompile_limit": MOST_PROGRAMS}
+    with on_device(q), torch._dynamo.config.patch(limits):
         out, aux = run(
             *by_head, block_mask=mask, scale=scale, enable_gqa=q.shape[2] != k.shape[2], return_aux=AuxRequest(lse=True)
         )

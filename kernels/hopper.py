@@ -79,6 +79,18 @@ def plane_of(x: Tensor) -> Plane | None:
     return Plane(x.as_strided((rows, columns), (stride_s, 1)), rows_b, rows_h, columns_h)
 
 
+def finite_values(v: Tensor, kv_lengths: Tensor | None) -> Tensor:
+    """Make sure that tiles which reach past a short block meet tokens of this call alone: v itself, or a copy.
+
+    Such values meet weights of 0, and 0 * NaN would be NaN. So hidden ones become 0, and v [B, S, H, D] is copied where
+    it is a part of a longer sequence. A NaN or infinity among real values may still reach the rows of other heads.
+    """
+    if kv_lengths is not None:
+        hidden = torch.arange(v.shape[1], device=v.device) >= kv_lengths[:, None]
+        return v.masked_fill(hidden[:, :, None, None], 0.0)
+    return v.contiguous() if _plane(v).matrix.numel() > v.numel() else v
+
+
 def _plane(x: Tensor) -> Plane:
     plane = plane_of(x)
     if plane is None:
@@ -142,10 +154,8 @@ def attend_lists(
     batch, q_tokens, heads, head_dim = q.shape
     compensate = means is not None
     launch = hopper_launch_for(head_dim) if launch is None else launch
-    if kv_lengths is not None:
-        # Hidden values meet weights of 0, and 0 * NaN would be NaN.
-        hidden = torch.arange(v.shape[1], device=v.device) >= kv_lengths[:, None]
-        v = v.masked_fill(hidden[:, :, None, None], 0.0)
+    ragged = kv_lengths is not None or k.shape[1] != BLOCK * indices.key_blocks
+    v = finite_values(v, kv_lengths) if ragged else v
     q_plane, k_plane, v_plane = _plane(q), _plane(k), _plane(v)
     layout = gl.NVMMASharedLayout.get_default_for([BLOCK, head_dim], GL_DTYPES[q.dtype])
 
@@ -204,7 +214,7 @@ def attend_lists(
             D=head_dim,
             BLOCK=BLOCK,
             PARTIAL=has_partial(indices, k.shape[1], kv_lengths),
-            RAGGED=kv_lengths is not None or k.shape[1] != BLOCK * indices.key_blocks,
+            RAGGED=ragged,
             COMPENSATE=compensate,
             ONLINE=q.dtype == torch.float16,
             STAGES=launch.stages,

@@ -150,8 +150,9 @@ def run_units(
         if last["kind"] == "start":
             remaining, reason = remaining[1:], "its process does not start"
             break
-        if last["kind"] == "contender" and again and not last["contender"].startswith("all:"):
-            spec = replace(spec, excluded=(*spec.excluded, (unit, last["contender"])))
+        first = contender is not None and (unit, contender) not in spec.excluded
+        if contender is not None and first and again and not contender.startswith("all:"):
+            spec = replace(spec, excluded=(*spec.excluded, (unit, contender)))
             remaining = remaining[place:]
         else:
             remaining = remaining[place + 1 :]

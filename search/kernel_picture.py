@@ -11,8 +11,7 @@ from dit_sparse.search.staging import staged
 
 # Bars beside each other; the colours differ in lightness, too.
 COLOURS = {
-    "cudnn dense": "#9a9a9a", "flash dense": "#c8c8c8", "fa4 dense": "#e3b23c", "fa4": "#d1801a", "flex": "#a9c5a0",
-    "triton": "#5b8fb9", "hopper": "#0b3c5d",
+    "cudnn dense": "#9a9a9a", "fa4": "#d1801a", "flex": "#a9c5a0", "triton": "#5b8fb9", "hopper": "#0b3c5d",
 }  # fmt: skip
 BAR, GAP, LEFT, TOP, HEIGHT, BOTTOM, RIGHT = 16, 22, 56, 56, 300, 64, 20
 TEXT, FAINT, LINE = "#222222", "#dddddd", "#888888"

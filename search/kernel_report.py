@@ -92,8 +92,10 @@ def failure_lines(report: dict[str, Any]) -> list[str]:
 
 
 def sound(report: dict[str, Any]) -> bool:
-    """Tell whether the gate passed and nothing failed."""
-    return bool(report["gate"]) and all(row["passed"] for row in report["gate"]) and not report["failed"]
+    """Tell whether there is a result at all (peers have no gate), the gate passed and nothing failed."""
+    return (
+        bool(report["gate"] or report["rows"]) and all(row["passed"] for row in report["gate"]) and not report["failed"]
+    )
 
 
 def _text(value: float | None, how: str) -> str:

@@ -32,7 +32,7 @@ PATTERNS = (
     "topblocks:order=tile,compensate=true", "topblocks:order=gilbert,compensate=true", "topblocks:order=raster",
     "topblocks:order=hilbert",
     "topblocks:order=gilbert", "topblocks:order=cycle", "topblocks:heads=adaptive",
-    "topblocks:sinks=text+first_frame+diagonal", "topblocks:score=lse", "topblocks:score=antidiagonal",
+    "topblocks:order=tile,sinks=text+first_frame+diagonal", "topblocks:score=lse", "topblocks:score=antidiagonal",
     "topblocks:score=sampled", "topblocks:score=exact", "topblocks:score=lowbit", "topblocks:score=proxy",
     "topblocks:score=region", "topblocks:clusters=64",
 )  # fmt: skip

@@ -40,6 +40,9 @@ for unit in spec["units"]:
             if unit == f"dies in {name}":
                 sys.exit(3)
             tell(unit, "gate", passed=unit != "bad:bfloat16", case=name)
+    if unit == "dies whoever is excluded":
+        tell(unit, "contender", contender="replayed")
+        sys.exit(3)
     tell(unit, "contender", contender="all: one, two")
     if unit == "hangs while timed":
         time.sleep(60)
@@ -84,6 +87,12 @@ def test_a_process_that_dies_costs_what_it_did_and_nothing_else() -> None:
 
 def test_a_unit_that_hangs_while_all_are_timed_is_given_up() -> None:
     events = run("hangs while timed", "after")
+    assert rows(events) == ["after"]
+
+
+def test_a_unit_that_fails_twice_in_the_same_place_is_given_up() -> None:
+    events = run("dies whoever is excluded", "after")
+    assert [event["contender"] for event in events if event["kind"] == "failed"] == ["replayed", "replayed"]
     assert rows(events) == ["after"]
 
 

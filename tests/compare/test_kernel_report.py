@@ -124,6 +124,7 @@ def test_a_run_is_sound_only_if_all_of_it_is() -> None:
     absent = {"kind": "refused", "section": "gate", "unit": "fa4", "contender": "fa4", "reason": "not installed"}
     assert sound(to_json([good, absent]))
     assert not sound(to_json([absent]))
+    assert sound(to_json([row("full", "a@0.25", "fa4", 1.0, pairs=1e9, density=0.25, head_dim=128.0)]))
     assert not sound(to_json([good, bad]))
     assert not sound(to_json([good, hung]))
     case = {**GATE, "kind": "gate_refused", "reason": "head_dim 72"}

@@ -278,7 +278,13 @@ def test_a_layout_is_made_quickly(order: str) -> None:
     ],
 )  # fmt: skip
 def test_bad_orders_are_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"order|tile"):
+    with pytest.raises(ValueError, match=r"order|tile|strip"):
+        TokenOrder.parse(text)
+
+
+@pytest.mark.parametrize("text", ["strips:16x9", "strips:0x4", "tile:8x8x8"])
+def test_sizes_that_do_not_fit_are_told_so(text: str) -> None:
+    with pytest.raises(ValueError, match="at most 128"):
         TokenOrder.parse(text)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton exists for Linux only")
 
-from dit_sparse.kernels.hopper import block_means, plane_of, refusal
+from dit_sparse.kernels.hopper import block_means, finite_values, plane_of, refusal
 from dit_sparse.kernels.indices import BLOCK, random_indices
 
 BATCH, TOKENS, HEADS, DIM = 2, 40, 3, 64
@@ -42,6 +42,25 @@ def test_a_plane_holds_every_token_where_it_says(name: str) -> None:
         for h in range(heads):
             row, column = b * plane.rows_b + h * plane.rows_h, h * plane.columns_h
             assert torch.equal(plane.matrix[row : row + tokens, column : column + dim], x[b, :, h])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_tiles_that_reach_past_a_block_meet_values_of_the_call_alone(name: str) -> None:
+    x = LAYOUTS[name]
+    values = finite_values(x, None)
+    assert torch.equal(values, x)
+    plane = plane_of(values)
+    assert plane is not None
+    assert plane.matrix.numel() <= x.numel(), "every element of the plane is one of x"
+    assert (values is x) == (name != "the first tokens of more"), "only what has to be is copied"
+
+
+def test_hidden_values_become_zero() -> None:
+    x = torch.full((2, 10, 1, 64), torch.nan)
+    x[0, :4], x[1, :7] = 1.0, 2.0
+    values = finite_values(x, torch.tensor([4, 7], dtype=torch.int32))
+    assert values.sum((1, 2, 3)).tolist() == [4 * 64.0, 14 * 64.0]
+    assert bool(x.isnan().any()), "the caller's tensor stays as it is"
 
 
 def test_what_is_no_plane_is_none() -> None:

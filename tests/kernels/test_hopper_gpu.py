@@ -129,6 +129,17 @@ def test_tensors_of_more_than_two_to_the_31_elements() -> None:
     torch.testing.assert_close(out[0, -BLOCK:, -1].double(), last, atol=0.02, rtol=0.02)
 
 
+@pytest.mark.parametrize("by_head", [False, True])
+def test_what_lies_behind_a_slice_does_not_matter(by_head: bool) -> None:
+    shape = (2, 2, 512, 64) if by_head else (2, 512, 2, 64)
+    whole = torch.full(shape, torch.nan, device="cuda", dtype=torch.bfloat16)
+    x = whole.transpose(1, 2)[:, :300] if by_head else whole[:, :300]
+    x.copy_(torch.randn(2, 300, 2, 64))
+    out, lse = block_attention(x, x, x, everything(4, 300, 300), backend="hopper")
+    assert not bool(out.isnan().any())
+    assert not bool(lse.isnan().any())
+
+
 @pytest.mark.parametrize(("q_tokens", "k_tokens"), [(1, 1), (1, 700), (700, 1), (129, 127)])
 def test_very_short_sides(q_tokens: int, k_tokens: int) -> None:
     q = torch.randn(1, q_tokens, 2, 128, device="cuda", dtype=torch.bfloat16)
