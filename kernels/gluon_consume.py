@@ -12,18 +12,17 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from dit_sparse.kernels.gluon_masks import entry_mask, hidden, tile_words, unvisited_words
-from dit_sparse.kernels.gluon_produce import item_of, next_stage, noted_from, notes_of
-from dit_sparse.kernels.gluon_softmax import (
-    finished,
-    first_weights,
-    half,
-    natural_lse,
-    operand,
-    quad_sums,
-    row_sums,
-    weigh,
+from dit_sparse.kernels.gluon_blocks import (
+    BLOCK_MEANS,
+    FULL_BLOCKS,
+    PARTIAL_BLOCKS,
+    attend_blocks,
+    next_logits,
+    queries,
 )
+from dit_sparse.kernels.gluon_masks import entry_mask, tile_words
+from dit_sparse.kernels.gluon_produce import item_of, next_stage, noted_from, notes_of
+from dit_sparse.kernels.gluon_softmax import finished, first_weights, half, natural_lse, operand, quad_sums, row_sums
 
 # Triton renamed these after 3.6; from 3.9 on the old names raise.
 tma_store = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
@@ -32,9 +31,10 @@ thread_barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 @gluon.jit
 def consume(
-    rings, lists, sizes, places, masks, results, numbers,
+    rings, lists, sizes, places, masks, results, scalars,
     GROUP: gl.constexpr, D: gl.constexpr, BLOCK: gl.constexpr, PARTIAL: gl.constexpr, RAGGED: gl.constexpr,
     COMPENSATE: gl.constexpr, ONLINE: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr,
+    COVER: gl.constexpr,
 ):  # fmt: skip
     """Attend for half the rows of every item of this program, and again for those that the shift did not suit."""
     if not ONLINE:
@@ -45,8 +45,8 @@ def consume(
         thread_barrier()
     item, stage, phase, tick = _consume_items(
         gl.program_id(0), gl.to_tensor(0), gl.to_tensor(0), gl.to_tensor(0), gl.to_tensor(0),
-        rings, lists, sizes, places, masks, results, numbers,
-        GROUP, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, ONLINE, False, STAGES, TURNS,
+        rings, lists, sizes, places, masks, results, scalars,
+        GROUP, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, ONLINE, False, STAGES, TURNS, COVER,
     )  # fmt: skip
     if not ONLINE:
         mbarrier.arrive(rings[10].index(0), count=1)
@@ -54,28 +54,30 @@ def consume(
         work = noted_from(gl.program_id(0), lists, sizes[0])
         if work < sizes[0]:
             _consume_items(
-                work, item, stage, phase, tick, rings, lists, sizes, places, masks, results, numbers,
-                GROUP, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, True, True, STAGES, TURNS,
+                work, item, stage, phase, tick, rings, lists, sizes, places, masks, results, scalars,
+                GROUP, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, True, True, STAGES, TURNS, False,
             )  # fmt: skip
     tma.store_wait(0)
 
 
 @gluon.jit
 def _consume_items(
-    work, item, stage, phase, tick, rings, lists, sizes, places, masks, results, numbers,
+    work, item, stage, phase, tick, rings, lists, sizes, places, masks, results, scalars,
     GROUP: gl.constexpr, D: gl.constexpr, BLOCK: gl.constexpr, PARTIAL: gl.constexpr, RAGGED: gl.constexpr,
     COMPENSATE: gl.constexpr, ONLINE: gl.constexpr, AGAIN: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr,
+    COVER: gl.constexpr,
 ):  # fmt: skip
     """Attend for half the rows of every item, at least one; returns where the rings stand."""
     q_tiles, k_tiles, v_tiles, q_full, q_empty, k_full, k_empty, v_full, v_empty, turn, done = rings
     total, query_blocks, heads, group, list_width, mean_tiles = sizes
     head_of_ptr, bits_ptr, log_counts_ptr, q_len_ptr = masks[2], masks[3], masks[4], masks[5]
     out_desc, out_tiles, out_ptr, lse_ptr, computed_lse_ptr = results
-    q_tokens, words, scale_log2 = numbers
+    q_tokens, words, scale_log2 = scalars
     ROWS: gl.constexpr = BLOCK // 2
     HIDE: gl.constexpr = PARTIAL or COMPENSATE  # the first block of an item may be hidden in part, or wholly
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BLOCK, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    P_LAYOUT: gl.constexpr = gl.DotOperandLayout(0, O_LAYOUT, 2)
     ROW: gl.constexpr = gl.SliceLayout(1, S_LAYOUT)
     O_ROW: gl.constexpr = gl.SliceLayout(1, O_LAYOUT)
     STORE: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [4, 1], [1, 0])  # 16 bytes a lane
@@ -85,12 +87,13 @@ def _consume_items(
     column = gl.arange(0, BLOCK, layout=gl.SliceLayout(0, S_LAYOUT))
     no_logits = gl.zeros([ROWS, BLOCK], gl.float32, S_LAYOUT)
     no_output = gl.zeros([ROWS, D], gl.float32, O_LAYOUT)
+    numbers = (no_logits, scale_log2)
     head_index, entry, full, count = item_of(work, lists)
 
     slot = item & 1
     mbarrier.wait(q_full.index(slot), (item >> 1) & 1)
     mbarrier.wait(k_full.index(stage), phase)
-    q = _queries(q_tiles, item, GROUP * ROWS, ROWS)
+    q = queries(rings, item, GROUP)
     logits = warpgroup_mma(q, k_tiles.index(stage).permute((1, 0)), no_logits, use_acc=False, is_async=True)
     logits = warpgroup_mma_wait(0, deps=(logits,))
     mbarrier.arrive(k_empty.index(stage), count=1)
@@ -100,9 +103,9 @@ def _consume_items(
             entry * list_width, full, count, head_index // heads, lists, places, masks, PARTIAL, RAGGED, BLOCK
         )
         seen = tile_words(tile, left, row, masks, PARTIAL)
-    weights, top = first_weights(logits, seen, column, scale_log2, HIDE, ONLINE)
+    weights, top = first_weights(logits, seen, scale_log2, HIDE, ONLINE)
     sums = quad_sums(weights)
-    p = operand(weights, DTYPE, O_LAYOUT)
+    p = operand(weights, DTYPE, P_LAYOUT)
     acc = no_output
 
     while work < total:
@@ -116,89 +119,54 @@ def _consume_items(
         next_head, next_entry, next_full, next_count = item_of(gl.minimum(next_work, total - 1), lists)
         batch = head_index // heads
         head = head_index % heads
-        place = entry * list_width
-        q = _queries(q_tiles, item, GROUP * ROWS, ROWS)
-        for number in range(1, full):
-            following, following_phase = next_stage(stage, phase, STAGES)
-            logits, acc = _products(
-                q, p, acc, no_logits, rings, stage, phase, following, following_phase, tick, TURNS, GROUP
-            )
-            tick ^= 1
-            logits = warpgroup_mma_wait(1, deps=(logits,))
-            mbarrier.arrive(k_empty.index(following), count=1)
-            p, acc, top, sums = weigh(logits, scale_log2, p, acc, top, sums, v_empty, stage, DTYPE, O_LAYOUT, ONLINE)
-            stage = following
-            phase = following_phase
-
+        if HIDE:
+            next_tile, next_left = entry_mask(
+                next_entry * list_width, next_full, next_count, next_head // heads, lists, places, masks, PARTIAL,
+                RAGGED, BLOCK,
+            )  # fmt: skip
+        state = (p, acc, top, sums, stage, phase, tick)
+        state = attend_blocks(
+            FULL_BLOCKS, gl.to_tensor(1), full, item, state, (), numbers, rings,
+            RAGGED, ONLINE, STAGES, TURNS, COVER, GROUP,
+        )  # fmt: skip
         if PARTIAL:
-            first = gl.maximum(full, 1)
-            tile, left = entry_mask(
-                place + first, full - first, count - first, batch, lists, places, masks, PARTIAL, RAGGED, BLOCK
-            )
-            q = _queries(q_tiles, item, GROUP * ROWS, ROWS)
-            for number in range(first, count):
-                following, following_phase = next_stage(stage, phase, STAGES)
-                logits, acc = _products(
-                    q, p, acc, no_logits, rings, stage, phase, following, following_phase, tick, TURNS, GROUP
-                )
-                tick ^= 1
-                visible = tile_words(tile, left, row, masks, PARTIAL)
-                after = number + 1
-                tile, left = entry_mask(
-                    place + after, full - after, count - after, batch, lists, places, masks, PARTIAL, RAGGED, BLOCK
-                )
-                logits = warpgroup_mma_wait(1, deps=(logits,))
-                mbarrier.arrive(k_empty.index(following), count=1)
-                logits = hidden(logits, visible, column)
-                p, acc, top, sums = weigh(
-                    logits, scale_log2, p, acc, top, sums, v_empty, stage, DTYPE, O_LAYOUT, ONLINE
-                )
-                stage = following
-                phase = following_phase
-
+            source = (entry * list_width, full, count, batch, lists, places, row, masks)
+            state = attend_blocks(
+                PARTIAL_BLOCKS, gl.maximum(full, 1), count, item, state, source, numbers, rings,
+                RAGGED, ONLINE, STAGES, TURNS, COVER, GROUP,
+            )  # fmt: skip
         if COMPENSATE:
             lse_place = (batch.to(gl.int64) * q_tokens + start) * heads + head + row * heads
-            computed = gl.where(count > 0, row_sums(sums, ROW), 0.0)
-            gl.store(computed_lse_ptr + lse_place, natural_lse(top, computed), mask=row < rows)
+            computed = gl.where(count > 0, row_sums(state[3], ROW), 0.0)
+            gl.store(computed_lse_ptr + lse_place, natural_lse(state[2], computed), mask=row < rows)
+            if not ONLINE:
+                note = notes_of(lists, total, GROUP) + work // gl.num_programs(0)
+                unfit = (count > 0) & ((computed < 2.0**-60) | (computed > 2.0**60))
+                gl.store(note + row * 0, row * 0 + 1, mask=(row < rows) & unfit)
             bits_row = bits_ptr + (gl.load(head_of_ptr + head_index).to(gl.int64) * query_blocks + query_block) * words
-            counts = log_counts_ptr + batch * (mean_tiles * BLOCK) + column
-            q = _queries(q_tiles, item, GROUP * ROWS, ROWS)
-            for number in range(mean_tiles):
-                following, following_phase = next_stage(stage, phase, STAGES)
-                logits, acc = _products(
-                    q, p, acc, no_logits, rings, stage, phase, following, following_phase, tick, TURNS, GROUP
-                )
-                tick ^= 1
-                bias = gl.load(counts + number * BLOCK) * 1.4426950408889634
-                unvisited = unvisited_words(bits_row, number * 4, words)
-                logits = warpgroup_mma_wait(1, deps=(logits,))
-                mbarrier.arrive(k_empty.index(following), count=1)
-                logits = hidden(logits * scale_log2 + gl.expand_dims(bias, 0), unvisited, column)
-                p, acc, top, sums = weigh(logits, 1.0, p, acc, top, sums, v_empty, stage, DTYPE, O_LAYOUT, ONLINE)
-                stage = following
-                phase = following_phase
+            means_source = (bits_row, words, log_counts_ptr + batch * (mean_tiles * BLOCK), column)
+            state = attend_blocks(
+                BLOCK_MEANS, gl.to_tensor(0), mean_tiles, item, state, means_source, numbers, rings,
+                RAGGED, ONLINE, STAGES, TURNS, COVER, GROUP,
+            )  # fmt: skip
+        p, acc, top, sums, stage, phase, tick = state
 
         # The first logits of the next item beside the last output of this one.
         mbarrier.arrive(q_empty.index(item & 1), count=1)
         item += 1
         slot = item & 1
         mbarrier.wait(q_full.index(slot), (item >> 1) & 1)
-        q = _queries(q_tiles, item, GROUP * ROWS, ROWS)
+        q = queries(rings, item, GROUP)
         following, following_phase = next_stage(stage, phase, STAGES)
-        logits, acc = _products(
-            q, p, acc, no_logits, rings, stage, phase, following, following_phase, tick, TURNS, GROUP
-        )
-        tick ^= 1
-        logits = warpgroup_mma_wait(1, deps=(logits,))
-        mbarrier.arrive(k_empty.index(following), count=1)
         first_seen = column
         if HIDE:
-            tile, left = entry_mask(
-                next_entry * list_width, next_full, next_count, next_head // heads, lists, places, masks, PARTIAL,
-                RAGGED, BLOCK,
-            )  # fmt: skip
-            first_seen = tile_words(tile, left, row, masks, PARTIAL)
-        weights, next_top = first_weights(logits, first_seen, column, scale_log2, HIDE, ONLINE)
+            first_seen = tile_words(next_tile, next_left, row, masks, PARTIAL)
+        logits, acc, _ = next_logits(
+            FULL_BLOCKS, stage, q, p, acc, (), (), numbers, rings,
+            stage, phase, following, following_phase, tick, RAGGED, TURNS, GROUP,
+        )  # fmt: skip
+        tick ^= 1
+        weights, next_top = first_weights(logits, first_seen, scale_log2, HIDE, ONLINE)
         acc = finished(p, acc)
         mbarrier.arrive(v_empty.index(stage), count=1)
 
@@ -227,7 +195,7 @@ def _consume_items(
             note = notes_of(lists, total, GROUP) + work // gl.num_programs(0)
             gl.store(note + row * 0, row * 0 + 1, mask=(row < rows) & (fine == 0))
 
-        p = operand(weights, DTYPE, O_LAYOUT)
+        p = operand(weights, DTYPE, P_LAYOUT)
         sums = quad_sums(weights)
         top = next_top
         acc = no_output
@@ -245,32 +213,3 @@ def _consume_items(
     mbarrier.arrive(q_empty.index(item & 1), count=1)
     stage, phase = next_stage(stage, phase, STAGES)
     return item + 1, stage, phase, tick
-
-
-@gluon.jit
-def _queries(q_tiles, item, first: gl.constexpr, ROWS: gl.constexpr):
-    """Point to a consumer's queries of an item.
-
-    Every loop asks anew, through an opaque move: otherwise ptxas (12.8) computes the addresses in front of the first
-    loop alone, on a path that is not taken where that loop does not run.
-    """
-    slot = gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [item & 1], dtype=gl.int32, is_pure=False, pack=1)
-    return q_tiles.index(slot).slice(first, ROWS, dim=0)
-
-
-@gluon.jit
-def _products(
-    q, p, acc, no_logits, rings, stage, phase, following, following_phase, tick,
-    TURNS: gl.constexpr, GROUP: gl.constexpr,
-):  # fmt: skip
-    """Start the logits of the following block and the output of this one; both are in flight on return."""
-    k_tiles, v_tiles, k_full, v_full, turn = rings[1], rings[2], rings[5], rings[7], rings[9]
-    mbarrier.wait(k_full.index(following), following_phase)
-    if TURNS:
-        mbarrier.wait(turn.index(GROUP), tick)
-    logits = warpgroup_mma(q, k_tiles.index(following).permute((1, 0)), no_logits, use_acc=False, is_async=True)
-    mbarrier.wait(v_full.index(stage), phase)
-    acc = warpgroup_mma(p, v_tiles.index(stage), acc, is_async=True)
-    if TURNS:
-        mbarrier.arrive(turn.index(1 - GROUP), count=1)
-    return logits, acc

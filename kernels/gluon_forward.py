@@ -73,6 +73,7 @@ def forward(
     ONLINE: gl.constexpr,  # with a running maximum
     STAGES: gl.constexpr,
     TURNS: gl.constexpr,  # the consumers start their products in turn
+    COVER: gl.constexpr,  # an output product is not waited for before the exponentials beside it
     CONSUMER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Compute every query block of every head: program p takes items p, p + programs, and so on."""
@@ -85,8 +86,13 @@ def forward(
     k_empty = _barriers(STAGES, 2)
     v_full = _barriers(STAGES, 1)
     v_empty = _barriers(STAGES, 2)
-    turn = _barriers(2, 1)
-    done = _barriers(1, 2)
+    # A barrier that nobody uses would share its place with a tile, and a context switch writes barriers back.
+    turn = q_full
+    if TURNS:
+        turn = _barriers(2, 1)
+    done = q_full
+    if not ONLINE:
+        done = _barriers(1, 2)
     out_tiles = gl.allocate_shared_memory(out_desc.dtype, [2, BLOCK // 2, D], out_desc.layout)
     if TURNS:
         mbarrier.arrive(turn.index(0), count=1)
@@ -114,14 +120,14 @@ def forward(
                 consume,
                 (
                     rings, lists, sizes, places, masks, results, numbers,
-                    0, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, ONLINE, STAGES, TURNS,
+                    0, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, ONLINE, STAGES, TURNS, COVER,
                 ),
             ),
             (
                 consume,
                 (
                     rings, lists, sizes, places, masks, results, numbers,
-                    1, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, ONLINE, STAGES, TURNS,
+                    1, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, ONLINE, STAGES, TURNS, COVER,
                 ),
             ),
         ],

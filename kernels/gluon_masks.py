@@ -61,7 +61,7 @@ def unvisited_words(bits_row, first, words):
 
 
 @gluon.jit
-def hidden(logits, seen, column):
+def hidden(logits, seen):
     """Set logits [rows, 128] to -inf where the bit of the key is 0; seen: four words, of every row or of all rows."""
     w0, w1, w2, w3 = seen
     if w0.type.is_block():
@@ -69,7 +69,7 @@ def hidden(logits, seen, column):
         w1 = gl.expand_dims(w1, 1)
         w2 = gl.expand_dims(w2, 1)
         w3 = gl.expand_dims(w3, 1)
-    column = gl.expand_dims(column, 0)
+    column = gl.expand_dims(gl.arange(0, 128, layout=gl.SliceLayout(0, logits.type.layout)), 0)
     word = gl.where(column < 64, gl.where(column < 32, w0, w1), gl.where(column < 96, w2, w3))
     # The columns of a thread differ from its neighbour's in bits 1 and 2 alone: one shift a word, then constants. The
     # test and the choice are one piece of assembly: apart, the compiler moves all tests ahead of the product and packs

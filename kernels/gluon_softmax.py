@@ -10,7 +10,7 @@ from dit_sparse.kernels.gluon_masks import hidden
 
 
 @gluon.jit
-def first_weights(logits, seen, column, scale_log2, HIDE: gl.constexpr, ONLINE: gl.constexpr):
+def first_weights(logits, seen, scale_log2, HIDE: gl.constexpr, ONLINE: gl.constexpr):
     """Turn the first logits of a row into weights; returns them and the shift, in powers of two.
 
     A shift that is kept may be any finite number; one near the largest logit is best, and a hidden one does not matter.
@@ -20,7 +20,7 @@ def first_weights(logits, seen, column, scale_log2, HIDE: gl.constexpr, ONLINE: 
         if HIDE:  # hidden keys may hold anything
             top = gl.where(gl.abs(top) < float("inf"), top, 0.0)
     if HIDE:
-        logits = hidden(logits, seen, column)
+        logits = hidden(logits, seen)
     if ONLINE:
         top = gl.max(logits, axis=1) * scale_log2
     return gl.exp2(logits * scale_log2 - gl.expand_dims(_finite(top), 1)), top
@@ -33,27 +33,31 @@ def _finite(top):
 
 
 @gluon.jit
-def weigh(
-    logits, scale_log2, p, acc, top, sums, v_empty, stage,
-    DTYPE: gl.constexpr, O_LAYOUT: gl.constexpr, ONLINE: gl.constexpr,
-):  # fmt: skip
-    """Turn logits into the next operand, while the product of p with the values at stage comes in."""
+def weigh(logits, scale_log2, p, acc, top, sums, landed, phase, ONLINE: gl.constexpr, COVER: gl.constexpr):
+    """Turn logits into the next operand, while the product of p with values that have landed comes in.
+
+    Asking for these values once more takes no time, but is a branch, which COVER wants: without one, ptxas puts the
+    wait for the product in front of the exponentials that are to be computed beside it.
+    """
     if ONLINE:
         new_top = gl.maximum(top, gl.max(logits, axis=1) * scale_log2)
         shift = _finite(new_top)
-        weights = gl.exp2(logits * scale_log2 - gl.expand_dims(shift, 1))
         rescale = gl.exp2(top - shift)
         SUMS: gl.constexpr = gl.SliceLayout(1, sums.type.layout)
         sums = sums * gl.expand_dims(gl.convert_layout(rescale, SUMS), 1)
         top = new_top
     else:
-        weights = gl.exp2(logits * scale_log2 - gl.expand_dims(top, 1))
+        shift = top
+    weights = gl.exp2(logits * scale_log2 - gl.expand_dims(shift, 1))
     sums += quad_sums(weights)
+    OPERAND: gl.constexpr = p.type.layout
+    following = operand(weights, p.dtype, OPERAND)
+    if COVER:
+        mbarrier.wait(landed, phase)
     acc = finished(p, acc)
-    mbarrier.arrive(v_empty.index(stage), count=1)
     if ONLINE:
-        acc = acc * gl.expand_dims(gl.convert_layout(rescale, gl.SliceLayout(1, O_LAYOUT)), 1)
-    return operand(weights, DTYPE, O_LAYOUT), acc, top, sums
+        acc = acc * gl.expand_dims(gl.convert_layout(rescale, gl.SliceLayout(1, acc.type.layout)), 1)
+    return following, acc, top, sums
 
 
 @gluon.jit
@@ -78,9 +82,9 @@ def row_sums(sums, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def operand(weights, DTYPE: gl.constexpr, O_LAYOUT: gl.constexpr):
+def operand(weights, DTYPE: gl.constexpr, LAYOUT: gl.constexpr):
     """Round weights to half precision, as the left operand of a product."""
-    return gl.convert_layout(half(weights, DTYPE), gl.DotOperandLayout(0, O_LAYOUT, 2))
+    return gl.convert_layout(half(weights, DTYPE), LAYOUT)
 
 
 @gluon.jit

@@ -153,7 +153,8 @@ def attend_lists(
     """Do what attention() does, from lists and means that exist already."""
     batch, q_tokens, heads, head_dim = q.shape
     compensate = means is not None
-    launch = hopper_launch_for(head_dim) if launch is None else launch
+    partial = has_partial(indices, k.shape[1], kv_lengths)
+    launch = hopper_launch_for(head_dim, not partial and not compensate) if launch is None else launch
     ragged = kv_lengths is not None or k.shape[1] != BLOCK * indices.key_blocks
     v = finite_values(v, kv_lengths) if ragged else v
     q_plane, k_plane, v_plane = _plane(q), _plane(k), _plane(v)
@@ -213,12 +214,13 @@ def attend_lists(
             scale * LOG2_E,
             D=head_dim,
             BLOCK=BLOCK,
-            PARTIAL=has_partial(indices, k.shape[1], kv_lengths),
+            PARTIAL=partial,
             RAGGED=ragged,
             COMPENSATE=compensate,
             ONLINE=q.dtype == torch.float16,
             STAGES=launch.stages,
             TURNS=launch.turns,
+            COVER=launch.cover,
             CONSUMER_REGISTERS=CONSUMER_REGISTERS,
             num_warps=4,
             maxnreg=ENTRY_REGISTERS,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import product
 
@@ -12,7 +14,14 @@ from torch import Tensor
 from dit_sparse.kernels import reference
 from dit_sparse.kernels.backends import BACKENDS, block_attention, choose
 from dit_sparse.kernels.gate import CASES, ERROR_FACTOR, Case, build, check
-from dit_sparse.kernels.indices import BLOCK, BlockIndices, from_block_mask, random_indices, segment_blocks
+from dit_sparse.kernels.indices import (
+    BLOCK,
+    BlockIndices,
+    from_block_mask,
+    from_token_mask,
+    random_indices,
+    segment_blocks,
+)
 from dit_sparse.kernels.row_errors import row_errors
 
 pytestmark = [
@@ -90,6 +99,55 @@ def test_logits_far_from_those_of_the_first_block(
         assert torch.equal(found.cpu().isfinite(), finite)
         error, allowed = ((x.double() - right)[finite].abs().max() for x in (found.cpu(), low))
         assert error <= ERROR_FACTOR * allowed + torch.finfo(torch.float32).eps * right[finite].abs().max()
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_the_lse_of_visited_blocks_far_under_a_hidden_key(head_dim: int) -> None:
+    """Means weigh enough for the sum of all, while the visible keys alone are lost under the shift."""
+    q, k = (0.1 * torch.randn(1, tokens, 1, head_dim) for tokens in (BLOCK, 4 * BLOCK))
+    v = torch.randn(1, 4 * BLOCK, 1, head_dim)
+    scale = head_dim**-0.5
+    q[..., 0] = 1.0 / scale
+    k[..., 0] = torch.tensor([0.0] * BLOCK + [190.0] * (3 * BLOCK))[None, :, None]
+    k[0, 0, 0, 0] = 200.0
+    q, k, v = q.bfloat16(), k.bfloat16(), v.bfloat16()
+    mask = torch.zeros(1, BLOCK, 4 * BLOCK, dtype=torch.bool)
+    mask[..., 1:BLOCK] = True
+    indices = from_token_mask(
+        mask, torch.zeros(1, dtype=torch.int32), *segment_blocks([BLOCK]), *segment_blocks([4 * BLOCK])
+    )
+    _, lse, computed = reference.attention(q.double(), k.double(), v.double(), indices, scale, None, True)
+    _, found, found_computed = BACKENDS["hopper"].run(
+        q.cuda(), k.cuda(), v.cuda(), indices.to("cuda"), scale, None, True
+    )
+    torch.testing.assert_close(found.cpu().double(), lse, atol=1e-3, rtol=0)
+    torch.testing.assert_close(found_computed.cpu().double(), computed, atol=1e-3, rtol=0)
+
+
+SHARED = """
+import torch
+from dit_sparse.kernels.backends import BACKENDS
+from dit_sparse.kernels.indices import random_indices
+
+compensate = {compensate}
+q, k, v = (torch.randn(1, 32768, 12, 128, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+indices = random_indices(1, 12, [32768], [32768], density=0.25, seed={seed}).to("cuda")
+first, _, _ = BACKENDS["hopper"].run(q, k, v, indices, 128**-0.5, None, compensate)
+for _ in range(150):
+    again, _, _ = BACKENDS["hopper"].run(q, k, v, indices, 128**-0.5, None, compensate)
+    assert torch.equal(again, first)
+"""
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_processes_that_share_the_gpu_leave_each_other_alone(compensate: bool) -> None:
+    """The GPU goes from one process to another in the middle of a launch, and everything on chip with it."""
+    scripts = [SHARED.format(compensate=compensate, seed=int(torch.randint(1 << 30, ()))) for _ in range(3)]
+    running = [
+        subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for script in scripts
+    ]
+    said = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], said
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

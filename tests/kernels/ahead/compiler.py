@@ -101,13 +101,16 @@ class HopperBuild:
     warnings: str  # what the assembler said
     products: int  # HGMMA instructions
     local_in_loops: tuple[str, ...]  # accesses to spilled registers in loops that multiply
+    tile_bytes: int  # of shared memory, from its beginning
+    barriers: tuple[int, ...]  # where in shared memory
 
 
 def compile_hopper(
     dtype: torch.dtype, head_dim: int, *, tiles: bool = False, ragged: bool = False, compensate: bool = False
 ) -> HopperBuild:
     """Compile the Gluon kernel as hopper.attention() would launch it; ragged has lengths too."""
-    kernel, name, launch = gluon_forward.forward, TYPE_NAMES[dtype], hopper_launch_for(head_dim)
+    kernel, name = gluon_forward.forward, TYPE_NAMES[dtype]
+    launch = hopper_launch_for(head_dim, plain=not (tiles or ragged or compensate))
 
     def described(rows: int) -> str:
         layout = gl.NVMMASharedLayout.get_default_for([rows, head_dim], GL_DTYPES[dtype])
@@ -126,6 +129,7 @@ def compile_hopper(
         "ONLINE": dtype == torch.float16,
         "STAGES": launch.stages,
         "TURNS": launch.turns,
+        "COVER": launch.cover,
         "CONSUMER_REGISTERS": CONSUMER_REGISTERS,
     }
     constants |= {} if tiles else {"tiles_ptr": None, "masks_ptr": None}
@@ -145,7 +149,13 @@ def compile_hopper(
         command = [triton.knobs.nvidia.cuobjdump.path, "-sass", binary.name]
         listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     warnings = "\n".join(line for line in said.splitlines() if "warning" in line.lower() or "loss" in line.lower())
-    return HopperBuild(built.metadata.shared, warnings, listing.count("HGMMA"), _local_in_loops(listing))
+    barriers = tuple(
+        int(place or "0", 16) for place in re.findall(r"SYNCS\.EXCH\.64 URZ, \[U?R\d+\+?(0x[0-9a-f]+)?\]", listing)
+    )
+    tiles = (2 * BLOCK + 2 * launch.stages * BLOCK + BLOCK) * head_dim * dtype.itemsize  # queries, keys, values, output
+    return HopperBuild(
+        built.metadata.shared, warnings, listing.count("HGMMA"), _local_in_loops(listing), tiles, barriers
+    )
 
 
 def _local_in_loops(listing: str) -> tuple[str, ...]:
