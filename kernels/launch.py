@@ -17,6 +17,7 @@ class Launch:
     num_stages: int
     tma: bool  # read key and value tiles through tensor descriptors (sm90 and up)
     precision: str  # of fp32 products: "ieee" or "tf32x3"; fp16 and bf16 ignore it
+    keep: bool = False  # rows keep the shift of their first tile; fp16, short of exponents, never does
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def launch_for(head_dim: int, dtype: torch.dtype, arch: str, compensate: bool = 
     compensate: the launch has the loop over means too; partial: that over partial blocks.
     """
     if arch == "interpreter":
-        return Launch(128, 128, 4, 1, tma=False, precision="ieee")
+        return Launch(128, 128, 4, 1, tma=False, precision="ieee", keep=True)
     wide = padded_head_dim(head_dim) == 128
     if dtype == torch.float32:
         # Three tf32 products keep fp32's precision on NVIDIA; larger tiles spill on some chip.
@@ -51,9 +52,9 @@ def launch_for(head_dim: int, dtype: torch.dtype, arch: str, compensate: bool = 
     if arch.startswith("gfx"):
         return Launch(128, 64, 4, 1, tma=False, precision="ieee")
     if arch == "sm90" and not partial and not compensate:  # these spill with another loop
-        return Launch(128, 64, 4, 3, tma=True, precision="ieee") if wide else Launch(64, 128, 4, 2, True, "ieee")
+        return Launch(128 if wide else 64, 64 if wide else 128, 4, 2, tma=True, precision="ieee", keep=True)
     if arch == "sm90":  # the best, on the ragged blocks that real grids have, of those that never spill
-        return Launch(64, 64, 4, 3, tma=True, precision="ieee")
+        return Launch(64, 64, 4, 3 if wide or compensate else 2, tma=True, precision="ieee", keep=not compensate)
     if arch in ("sm100", "sm103"):
         return Launch(128, 64 if compensate else 128, 8, 2, tma=True, precision="ieee")
     if compensate:  # the tiles below spill with the loop over means

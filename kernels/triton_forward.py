@@ -15,6 +15,7 @@ from dit_sparse.kernels.indices import BLOCK, BlockIndices
 from dit_sparse.kernels.launch import Launch, launch_for, padded_head_dim
 from dit_sparse.kernels.lists import BlockLists, has_partial
 from dit_sparse.kernels.pool import log_counts, pool_blocks
+from dit_sparse.kernels.triton_attend import attend, lost, natural_lse
 from dit_sparse.kernels.triton_lists import compact
 
 MAX_HEAD_DIM = 128
@@ -138,6 +139,7 @@ def attend_lists(
             PARTIAL=partial,
             RAGGED=kv_lengths is not None or k.shape[1] != BLOCK * indices.key_blocks,
             COMPENSATE=compensate,
+            ONLINE=q.dtype == torch.float16 or not launch.keep,
             PRECISION=launch.precision,
             num_warps=launch.num_warps,
             num_stages=launch.num_stages,
@@ -162,35 +164,6 @@ def _descriptor(x: Tensor, block_n: int, padded: int) -> TensorDescriptor:
     """Describe x [B, S, H, D] as tiles of one head: none reads another head, and lanes past S or D are 0."""
     by_head = x.transpose(1, 2)
     return TensorDescriptor(by_head, list(by_head.shape), list(by_head.stride()), [1, 1, block_n, padded])
-
-
-@triton.jit
-def _tile(
-    base_ptr,  # of this batch and head
-    desc,  # descriptor [B, H, S, D] or None
-    batch,
-    head,
-    start,  # first token
-    stride,
-    rows_left,  # rows beyond it read as 0
-    D: tl.constexpr,
-    D_PAD: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    MASK_ROWS: tl.constexpr,
-):
-    """Load one tile [BLOCK_N, D_PAD] of keys or values; lanes past D, and with MASK_ROWS past rows_left, are 0."""
-    if desc is not None and not MASK_ROWS:
-        return desc.load([batch, head, start, 0]).reshape(BLOCK_N, D_PAD)
-    lane = tl.arange(0, BLOCK_N)
-    column = tl.arange(0, D_PAD)
-    pointers = base_ptr + tl.cast(start, tl.int64) * stride + (lane[:, None] * stride + column[None, :])
-    if MASK_ROWS:
-        if D == D_PAD:
-            return tl.load(pointers, mask=lane[:, None] < rows_left, other=0.0)
-        return tl.load(pointers, mask=(lane[:, None] < rows_left) & (column[None, :] < D), other=0.0)
-    if D == D_PAD:
-        return tl.load(pointers)
-    return tl.load(pointers, mask=column[None, :] < D, other=0.0)
 
 
 @triton.jit
@@ -247,11 +220,11 @@ def _forward(
     PARTIAL: tl.constexpr,  # some list may hold partial blocks
     RAGGED: tl.constexpr,  # some partial block may have fewer than 128 visible keys
     COMPENSATE: tl.constexpr,  # the means of key blocks that are not visited stand for them
+    ONLINE: tl.constexpr,  # with a running maximum, where the dtype has no exponents to spare
     PRECISION: tl.constexpr,
 ):
     """Compute BLOCK_M queries of one head. Heads follow one another, so that one head's K and V stay in L2."""
     SPLIT_M: tl.constexpr = BLOCK // BLOCK_M
-    SPLIT_N: tl.constexpr = BLOCK // BLOCK_N
     pid = tl.program_id(0)
     query_block = (pid // SPLIT_M) % query_blocks
     head_index = pid // (SPLIT_M * query_blocks)
@@ -272,109 +245,30 @@ def _forward(
     q = tl.load(q_rows + (lane[:, None] * q_stride_s + column[None, :]), mask=stored, other=0.0)
 
     entry = tl.load(row_of_ptr + head_index).to(tl.int64) * query_blocks + query_block
-    list_ptr = blocks_ptr + entry * list_width
-    full = tl.load(full_count_ptr + entry)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, D_PAD], tl.float32)
+    bits_row = tl.load(head_of_ptr + head_index).to(tl.int64) * query_blocks + query_block
+    keys = (k_base, v_base, k_desc, v_desc, k_stride_s, v_stride_s, batch, kv_head, group)
+    lists = (blocks_ptr, tiles_ptr, full_count_ptr, partial_count_ptr, entry, list_width)
+    blocks = (kv_start_ptr, kv_len_ptr, kv_lengths_ptr, masks_ptr)
+    means = (mean_k_ptr, mean_v_ptr, log_counts_ptr, bits_ptr + bits_row * tl.cdiv(key_blocks, 32), heads, key_blocks)
 
-    for step in tl.range(0, full * SPLIT_N):
-        key_start = tl.load(kv_start_ptr + tl.load(list_ptr + step // SPLIT_N)) + (step % SPLIT_N) * BLOCK_N
-        k = _tile(k_base, k_desc, batch, kv_head, key_start, k_stride_s, BLOCK_N, D, D_PAD, BLOCK_N, False)
-        logits = tl.dot(q, k.T, input_precision=PRECISION)
-        new_top = tl.maximum(top, tl.max(logits, 1) * scale_log2)
-        weights = tl.math.exp2(logits * scale_log2 - new_top[:, None])
-        rescale = tl.math.exp2(top - new_top)
-        total = total * rescale + tl.sum(weights, 1)
-        acc = acc * rescale[:, None]
-        v = _tile(v_base, v_desc, batch, kv_head, key_start, v_stride_s, BLOCK_N, D, D_PAD, BLOCK_N, False)
-        acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
-        top = new_top
-
-    if PARTIAL:
-        list_ptr += full
-        for step in tl.range(0, tl.load(partial_count_ptr + entry) * SPLIT_N):
-            block = tl.load(list_ptr + step // SPLIT_N)
-            first = (step % SPLIT_N) * BLOCK_N
-            key_start = tl.load(kv_start_ptr + block) + first
-            keys_left = BLOCK_N
-            if RAGGED:
-                keys_left = tl.load(kv_len_ptr + block) - first
-                if kv_lengths_ptr is not None:
-                    keys_left = tl.minimum(keys_left, tl.load(kv_lengths_ptr + batch) - key_start)
-            k = _tile(k_base, k_desc, batch, kv_head, key_start, k_stride_s, keys_left, D, D_PAD, BLOCK_N, RAGGED)
-            logits = tl.dot(q, k.T, input_precision=PRECISION) * scale_log2
-            key = tl.arange(0, BLOCK_N)
-            if RAGGED:
-                logits = tl.where(key[None, :] < keys_left, logits, float("-inf"))
-            if tiles_ptr is not None:
-                tile = tl.load(tiles_ptr + entry * list_width + full + step // SPLIT_N)
-                logits = tl.where(_seen(masks_ptr, tile, part + lane, first, BLOCK_N), logits, float("-inf"))
-            new_top = tl.maximum(top, tl.max(logits, 1))
-            # A row that has seen no key yet keeps -inf, and -inf - -inf would be NaN.
-            shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-            weights = tl.math.exp2(logits - shift[:, None])
-            rescale = tl.math.exp2(top - shift)
-            total = total * rescale + tl.sum(weights, 1)
-            acc = acc * rescale[:, None]
-            v = _tile(v_base, v_desc, batch, kv_head, key_start, v_stride_s, keys_left, D, D_PAD, BLOCK_N, RAGGED)
-            acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
-            top = new_top
-
+    acc, total, top, computed, computed_top = attend(
+        q, part + lane, keys, lists, blocks, means, scale_log2,
+        D, D_PAD, BLOCK_N, BLOCK, PARTIAL, RAGGED, COMPENSATE, ONLINE, PRECISION,
+    )  # fmt: skip
+    if not ONLINE:
+        visited = tl.load(full_count_ptr + entry) + tl.load(partial_count_ptr + entry) > 0
+        again = lost(computed) & visited
+        if COMPENSATE:
+            again = again | lost(total)
+        if tl.sum((again & (lane < rows_left)).to(tl.int32), 0) > 0:
+            acc, total, top, computed, computed_top = attend(
+                q, part + lane, keys, lists, blocks, means, scale_log2,
+                D, D_PAD, BLOCK_N, BLOCK, PARTIAL, RAGGED, COMPENSATE, True, PRECISION,
+            )  # fmt: skip
     lse_place = batch64 * lse_stride_b + (start + lane).to(tl.int64) * lse_stride_s + head
     if COMPENSATE:
-        tl.store(computed_lse_ptr + lse_place, _lse(top, total), mask=lane < rows_left)
-        kv_heads = heads // group
-        mean_base = (batch64 * key_blocks * kv_heads + kv_head) * D
-        bits_row = tl.load(head_of_ptr + head_index).to(tl.int64) * query_blocks + query_block
-        bits_row_ptr = bits_ptr + bits_row * tl.cdiv(key_blocks, 32)
-        for first in tl.range(0, key_blocks, BLOCK_N):
-            block = first + tl.arange(0, BLOCK_N)
-            word = tl.load(bits_row_ptr + block // 32, mask=block < key_blocks, other=-1)
-            count = tl.load(log_counts_ptr + batch64 * key_blocks + block, mask=block < key_blocks, other=0.0)
-            weight = tl.where(((word >> (block % 32)) & 1) != 0, float("-inf"), count * 1.4426950408889634)
-            left = key_blocks - first
-            k = _tile(mean_k_ptr + mean_base, None, batch, kv_head, first, kv_heads * D, left, D, D_PAD, BLOCK_N, True)
-            logits = tl.dot(q, k.T, input_precision=PRECISION) * scale_log2 + weight[None, :]
-            new_top = tl.maximum(top, tl.max(logits, 1))
-            # A row that no block has reached so far keeps -inf here too.
-            shift = tl.where(new_top == float("-inf"), 0.0, new_top)
-            weights = tl.math.exp2(logits - shift[:, None])
-            rescale = tl.math.exp2(top - shift)
-            total = total * rescale + tl.sum(weights, 1)
-            acc = acc * rescale[:, None]
-            v = _tile(mean_v_ptr + mean_base, None, batch, kv_head, first, kv_heads * D, left, D, D_PAD, BLOCK_N, True)
-            acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
-            top = new_top
-
+        tl.store(computed_lse_ptr + lse_place, natural_lse(computed_top, computed), mask=lane < rows_left)
     acc = acc / tl.where(total == 0.0, 1.0, total)[:, None]
     out_rows = out_ptr + batch64 * out_stride_b + head.to(tl.int64) * out_stride_h + start.to(tl.int64) * out_stride_s
     tl.store(out_rows + (lane[:, None] * out_stride_s + column[None, :]), acc.to(out_ptr.dtype.element_ty), mask=stored)
-    tl.store(lse_ptr + lse_place, _lse(top, total), mask=lane < rows_left)
-
-
-@triton.jit
-def _lse(
-    top,  # fp32 [BLOCK_M], base 2
-    total,  # fp32 [BLOCK_M]
-):
-    """Give the natural-log LSE of a softmax in powers of two, -inf where nothing was added."""
-    empty = total == 0.0
-    return tl.where(empty, float("-inf"), (top + tl.math.log2(tl.where(empty, 1.0, total))) * 0.6931471805599453)
-
-
-@triton.jit
-def _seen(
-    masks_ptr,  # int32 [M, 128, 4]
-    tile,  # row of masks, or -1: everything is seen
-    row,  # int32 [BLOCK_M]: query lanes of the 128-token block
-    first,  # key lane of the first column
-    BLOCK_N: tl.constexpr,
-):
-    """Read a bit tile as bool [BLOCK_M, BLOCK_N]: one word per row and 32 columns, not a load per bit."""
-    words_ptr = masks_ptr + (tl.maximum(tile, 0).to(tl.int64) * 512 + first // 32) + row * 4
-    column = tl.arange(0, BLOCK_N)[None, :]
-    word = tl.load(words_ptr)[:, None]
-    for index in tl.static_range(1, BLOCK_N // 32):
-        word = tl.where(column // 32 == index, tl.load(words_ptr + index)[:, None], word)
-    return (((word >> (column % 32)) & 1) != 0) | (tile < 0)
+    tl.store(lse_ptr + lse_place, natural_lse(top, total), mask=lane < rows_left)

@@ -22,12 +22,16 @@ TRITON = {
         Launch(128, 64, 4, 2, True, "ieee"),
         Launch(128, 64, 4, 4, True, "ieee"),
         Launch(128, 64, 4, 3, True, "ieee"),
+        Launch(128, 64, 4, 2, True, "ieee", keep=True),
+        Launch(128, 64, 4, 3, True, "ieee", keep=True),
     ),
     64: (
         Launch(128, 128, 8, 2, True, "ieee"),
         Launch(64, 128, 4, 3, True, "ieee"),
         Launch(64, 128, 4, 2, True, "ieee"),
         Launch(128, 64, 4, 3, True, "ieee"),
+        Launch(128, 64, 4, 3, True, "ieee", keep=True),
+        Launch(64, 128, 4, 2, True, "ieee", keep=True),
     ),
 }
 HOPPER = {
@@ -75,5 +79,5 @@ def label(launch: Launch | HopperLaunch) -> str:
     """Write a configuration shortly."""
     if isinstance(launch, HopperLaunch):
         return f"s{launch.stages}{' turns' if launch.turns else ''}{' cover' if launch.cover else ''}"
-    memory = "tma" if launch.tma else "ptr"
-    return f"{launch.block_m}x{launch.block_n} w{launch.num_warps} s{launch.num_stages} {memory}"
+    reads = ("tma" if launch.tma else "ptr") + (" keep" if launch.keep else "")
+    return f"{launch.block_m}x{launch.block_n} w{launch.num_warps} s{launch.num_stages} {reads}"

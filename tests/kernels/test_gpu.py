@@ -11,6 +11,7 @@ import torch
 from dit_sparse.kernels import lists
 from dit_sparse.kernels.backends import BACKENDS, block_attention, choose, compensated_attention
 from dit_sparse.kernels.gate import CASES, Case, build, check
+from tests.kernels.far_logits import check_far_logits
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,6 +24,16 @@ pytestmark = [
 def test_triton_meets_fp64(case: Case, dtype: torch.dtype) -> None:
     outcome = check(BACKENDS["triton"].run, case, dtype, "cuda")
     assert outcome.passed, outcome
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("compensate", [False, True])
+@pytest.mark.parametrize("partial", [0.0, 0.5])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_logits_far_from_those_of_the_first_block(
+    head_dim: int, partial: float, compensate: bool, dtype: torch.dtype
+) -> None:
+    check_far_logits(BACKENDS["triton"].run, head_dim, partial, compensate, dtype, "cuda")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dit_sparse.kernels import reference
 from dit_sparse.kernels.backends import BACKENDS, block_attention, choose
-from dit_sparse.kernels.gate import CASES, ERROR_FACTOR, Case, build, check
+from dit_sparse.kernels.gate import CASES, Case, build, check
 from dit_sparse.kernels.indices import (
     BLOCK,
     BlockIndices,
@@ -23,6 +23,7 @@ from dit_sparse.kernels.indices import (
     segment_blocks,
 )
 from dit_sparse.kernels.row_errors import row_errors
+from tests.kernels.far_logits import check_far_logits
 
 pytestmark = [
     pytest.mark.gpu,
@@ -82,23 +83,7 @@ def test_other_heads_are_refused(case: Case) -> None:
 def test_logits_far_from_those_of_the_first_block(
     head_dim: int, partial: float, compensate: bool, dtype: torch.dtype
 ) -> None:
-    q, k, v = (torch.randn(1, 1280, 3, head_dim) for _ in range(3))
-    for place, factor in ((slice(300, 310), 60), (slice(700, 710), -40), (5, 90), (130, -90)):
-        k[:, place] *= factor
-    q[:, 100:164] *= 4
-    q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    seed = int(torch.randint(1 << 30, ()))
-    indices = random_indices(1, 3, [1280], [1280], density=0.6, partial=partial, seed=seed)
-    scale = head_dim**-0.5
-    exact, *exact_lse = reference.attention(q.double(), k.double(), v.double(), indices, scale, None, compensate)
-    rough, *rough_lse = reference.attention(q, k, v, indices, scale, None, compensate, round_weights=True)
-    run = BACKENDS["hopper"].run
-    out, *lse = run(q.cuda(), k.cuda(), v.cuda(), indices.to("cuda"), scale, None, compensate)
-    for found, low, right in zip((out, *lse), (rough, *rough_lse), (exact, *exact_lse), strict=True):
-        finite = right.isfinite()
-        assert torch.equal(found.cpu().isfinite(), finite)
-        error, allowed = ((x.double() - right)[finite].abs().max() for x in (found.cpu(), low))
-        assert error <= ERROR_FACTOR * allowed + torch.finfo(torch.float32).eps * right[finite].abs().max()
+    check_far_logits(BACKENDS["hopper"].run, head_dim, partial, compensate, dtype, "cuda")
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])

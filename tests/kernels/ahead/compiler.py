@@ -74,6 +74,7 @@ def compile_forward(
         "PARTIAL": masked or ragged,
         "RAGGED": ragged,
         "COMPENSATE": compensate,
+        "ONLINE": dtype == torch.float16 or not launch.keep,
         "PRECISION": launch.precision,
     }
     aligned = {name_ for name_ in _forward.arg_names if name_.endswith(("_stride_s", "_stride_b", "_stride_h"))}

@@ -11,6 +11,7 @@ from dit_sparse.kernels import lists, triton_forward, triton_lists
 from dit_sparse.kernels.backends import BACKENDS, choose
 from dit_sparse.kernels.gate import CASES, Case, build, check
 from dit_sparse.kernels.launch import Launch, launch_for
+from tests.kernels.far_logits import check_far_logits
 
 # Each tile path once: splits of queries and keys, and descriptors in place of pointers; with each the cases that it can
 # break by short blocks, bit tiles or padding of head_dim. Hopper's gets every case; the smallest one is slow here.
@@ -39,6 +40,13 @@ def test_triton_meets_fp64(case: Case, dtype: torch.dtype) -> None:
 def test_every_tile_path_meets_fp64(launch: Launch, case: Case) -> None:
     outcome = check(partial(triton_forward.attention, launch=launch), case, torch.float16)
     assert outcome.passed, outcome
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+@pytest.mark.parametrize("partial", [0.0, 0.5])
+def test_logits_far_from_those_of_the_first_block(partial: float, compensate: bool) -> None:
+    assert launch_for(64, torch.float32, "interpreter").keep
+    check_far_logits(BACKENDS["triton"].run, 64, partial, compensate, torch.float32, "cpu")
 
 
 def test_means_that_stand_for_nothing_change_nothing() -> None:
