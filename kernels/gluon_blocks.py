@@ -19,8 +19,7 @@ BLOCK_MEANS = gl.constexpr(2)
 @gluon.jit
 def attend_blocks(
     KIND: gl.constexpr, number, last, item, state, source, numbers, rings,
-    RAGGED: gl.constexpr, ONLINE: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr, COVER: gl.constexpr,
-    GROUP: gl.constexpr,
+    RAGGED: gl.constexpr, ONLINE: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr, GROUP: gl.constexpr,
 ):  # fmt: skip
     """Attend to the blocks of one kind from number to last of an item; returns the state after them.
 
@@ -28,7 +27,7 @@ def attend_blocks(
     values; whose turn it is. source: for partial blocks what `_read_ahead` names, for means what `next_logits` does.
     """
     p, acc, top, sums, stage, phase, tick = state
-    v_full, v_empty = rings[7], rings[8]
+    v_empty = rings[8]
     scale = numbers[1]
     if KIND == BLOCK_MEANS:
         scale = 1.0  # these logits come scaled
@@ -41,7 +40,7 @@ def attend_blocks(
             stage, phase, following, following_phase, tick, RAGGED, TURNS, GROUP,
         )  # fmt: skip
         tick ^= 1
-        p, acc, top, sums = weigh(logits, scale, p, acc, top, sums, v_full.index(stage), phase, ONLINE, COVER)
+        p, acc, top, sums = weigh(logits, scale, p, acc, top, sums, ONLINE)
         mbarrier.arrive(v_empty.index(stage), count=1)
         stage = following
         phase = following_phase

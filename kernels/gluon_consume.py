@@ -34,7 +34,6 @@ def consume(
     rings, lists, sizes, places, masks, results, scalars,
     GROUP: gl.constexpr, D: gl.constexpr, BLOCK: gl.constexpr, PARTIAL: gl.constexpr, RAGGED: gl.constexpr,
     COMPENSATE: gl.constexpr, ONLINE: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr,
-    COVER: gl.constexpr,
 ):  # fmt: skip
     """Attend for half the rows of every item of this program, and again for those that the shift did not suit."""
     if not ONLINE:
@@ -46,7 +45,7 @@ def consume(
     item, stage, phase, tick = _consume_items(
         gl.program_id(0), gl.to_tensor(0), gl.to_tensor(0), gl.to_tensor(0), gl.to_tensor(0),
         rings, lists, sizes, places, masks, results, scalars,
-        GROUP, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, ONLINE, False, STAGES, TURNS, COVER,
+        GROUP, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, ONLINE, False, STAGES, TURNS,
     )  # fmt: skip
     if not ONLINE:
         mbarrier.arrive(rings[10].index(0), count=1)
@@ -55,7 +54,7 @@ def consume(
         if work < sizes[0]:
             _consume_items(
                 work, item, stage, phase, tick, rings, lists, sizes, places, masks, results, scalars,
-                GROUP, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, True, True, STAGES, TURNS, False,
+                GROUP, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, True, True, STAGES, TURNS,
             )  # fmt: skip
     tma.store_wait(0)
 
@@ -65,7 +64,6 @@ def _consume_items(
     work, item, stage, phase, tick, rings, lists, sizes, places, masks, results, scalars,
     GROUP: gl.constexpr, D: gl.constexpr, BLOCK: gl.constexpr, PARTIAL: gl.constexpr, RAGGED: gl.constexpr,
     COMPENSATE: gl.constexpr, ONLINE: gl.constexpr, AGAIN: gl.constexpr, STAGES: gl.constexpr, TURNS: gl.constexpr,
-    COVER: gl.constexpr,
 ):  # fmt: skip
     """Attend for half the rows of every item, at least one; returns where the rings stand."""
     q_tiles, k_tiles, v_tiles, q_full, q_empty, k_full, k_empty, v_full, v_empty, turn, done = rings
@@ -127,13 +125,13 @@ def _consume_items(
         state = (p, acc, top, sums, stage, phase, tick)
         state = attend_blocks(
             FULL_BLOCKS, gl.to_tensor(1), full, item, state, (), numbers, rings,
-            RAGGED, ONLINE, STAGES, TURNS, COVER, GROUP,
+            RAGGED, ONLINE, STAGES, TURNS, GROUP,
         )  # fmt: skip
         if PARTIAL:
             source = (entry * list_width, full, count, batch, lists, places, row, masks)
             state = attend_blocks(
                 PARTIAL_BLOCKS, gl.maximum(full, 1), count, item, state, source, numbers, rings,
-                RAGGED, ONLINE, STAGES, TURNS, COVER, GROUP,
+                RAGGED, ONLINE, STAGES, TURNS, GROUP,
             )  # fmt: skip
         if COMPENSATE:
             lse_place = (batch.to(gl.int64) * q_tokens + start) * heads + head + row * heads
@@ -147,7 +145,7 @@ def _consume_items(
             means_source = (bits_row, words, log_counts_ptr + batch * (mean_tiles * BLOCK), column)
             state = attend_blocks(
                 BLOCK_MEANS, gl.to_tensor(0), mean_tiles, item, state, means_source, numbers, rings,
-                RAGGED, ONLINE, STAGES, TURNS, COVER, GROUP,
+                RAGGED, ONLINE, STAGES, TURNS, GROUP,
             )  # fmt: skip
         p, acc, top, sums, stage, phase, tick = state
 

@@ -73,7 +73,6 @@ def forward(
     ONLINE: gl.constexpr,  # with a running maximum
     STAGES: gl.constexpr,
     TURNS: gl.constexpr,  # the consumers start their products in turn
-    COVER: gl.constexpr,  # an output product is not waited for before the exponentials beside it
     CONSUMER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Compute every query block of every head: program p takes items p, p + programs, and so on."""
@@ -120,14 +119,14 @@ def forward(
                 consume,
                 (
                     rings, lists, sizes, places, masks, results, numbers,
-                    0, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, ONLINE, STAGES, TURNS, COVER,
+                    0, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, ONLINE, STAGES, TURNS,
                 ),
             ),
             (
                 consume,
                 (
                     rings, lists, sizes, places, masks, results, numbers,
-                    1, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, ONLINE, STAGES, TURNS, COVER,
+                    1, D, BLOCK, PARTIAL, RAGGED, COMPENSATE, ONLINE, STAGES, TURNS,
                 ),
             ),
         ],

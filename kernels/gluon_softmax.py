@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma_wait
+from triton.experimental.gluon.language.nvidia.hopper import warpgroup_mma_wait
 
 from dit_sparse.kernels.gluon_masks import hidden
 
@@ -33,12 +33,8 @@ def _finite(top):
 
 
 @gluon.jit
-def weigh(logits, scale_log2, p, acc, top, sums, landed, phase, ONLINE: gl.constexpr, COVER: gl.constexpr):
-    """Turn logits into the next operand, while the product of p with values that have landed comes in.
-
-    Asking for these values once more takes no time, but is a branch, which COVER wants: without one, ptxas puts the
-    wait for the product in front of the exponentials that are to be computed beside it.
-    """
+def weigh(logits, scale_log2, p, acc, top, sums, ONLINE: gl.constexpr):
+    """Turn logits into the next operand, while the product of p with its values comes in."""
     if ONLINE:
         new_top = gl.maximum(top, gl.max(logits, axis=1) * scale_log2)
         shift = _finite(new_top)
@@ -52,8 +48,6 @@ def weigh(logits, scale_log2, p, acc, top, sums, landed, phase, ONLINE: gl.const
     sums += quad_sums(weights)
     OPERAND: gl.constexpr = p.type.layout
     following = operand(weights, p.dtype, OPERAND)
-    if COVER:
-        mbarrier.wait(landed, phase)
     acc = finished(p, acc)
     if ONLINE:
         acc = acc * gl.expand_dims(gl.convert_layout(rescale, gl.SliceLayout(1, acc.type.layout)), 1)

@@ -220,7 +220,6 @@ def attend_lists(
             ONLINE=q.dtype == torch.float16,
             STAGES=launch.stages,
             TURNS=launch.turns,
-            COVER=launch.cover,
             CONSUMER_REGISTERS=CONSUMER_REGISTERS,
             num_warps=4,
             maxnreg=ENTRY_REGISTERS,

@@ -26,14 +26,13 @@ class HopperLaunch:
 
     stages: int  # tiles of keys, and as many of values, in shared memory
     turns: bool  # the two consumers start their products in turn
-    cover: bool  # all exponentials of a block stand in front of the wait for the output product beside them
 
 
 def hopper_launch_for(head_dim: int, plain: bool) -> HopperLaunch:
     """Choose a launch of the Hopper kernel for head_dim 64 or 128; plain: full blocks alone, without means."""
     if head_dim == 64:
-        return HopperLaunch(stages=4, turns=True, cover=not plain)
-    return HopperLaunch(stages=2, turns=not plain, cover=not plain)
+        return HopperLaunch(stages=4, turns=True)
+    return HopperLaunch(stages=2, turns=not plain)
 
 
 def launch_for(head_dim: int, dtype: torch.dtype, arch: str, compensate: bool = False, partial: bool = True) -> Launch:

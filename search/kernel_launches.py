@@ -35,8 +35,8 @@ TRITON = {
     ),
 }
 HOPPER = {
-    128: tuple(HopperLaunch(2, turns, cover) for turns in (False, True) for cover in (False, True)),
-    64: tuple(HopperLaunch(stages, turns, False) for stages in (4, 3, 2) for turns in (True, False)),
+    128: tuple(HopperLaunch(2, turns) for turns in (False, True)),
+    64: tuple(HopperLaunch(stages, turns) for stages in (4, 3, 2) for turns in (True, False)),
 }
 
 
@@ -78,6 +78,6 @@ def _gated(backend: str, launch: Any, contender: Contender, head_dim: int, input
 def label(launch: Launch | HopperLaunch) -> str:
     """Write a configuration shortly."""
     if isinstance(launch, HopperLaunch):
-        return f"s{launch.stages}{' turns' if launch.turns else ''}{' cover' if launch.cover else ''}"
+        return f"s{launch.stages}{' turns' if launch.turns else ''}"
     reads = ("tma" if launch.tma else "ptr") + (" keep" if launch.keep else "")
     return f"{launch.block_m}x{launch.block_n} w{launch.num_warps} s{launch.num_stages} {reads}"

@@ -130,7 +130,6 @@ def compile_hopper(
         "ONLINE": dtype == torch.float16,
         "STAGES": launch.stages,
         "TURNS": launch.turns,
-        "COVER": launch.cover,
         "CONSUMER_REGISTERS": CONSUMER_REGISTERS,
     }
     constants |= {} if tiles else {"tiles_ptr": None, "masks_ptr": None}
