@@ -26,7 +26,8 @@ from dit_sparse.kernels.timing import Call, Clocks, Sample, time_contenders
 Tell = Callable[[dict[str, Any]], None]
 
 WARM_CALLS = 2
-GATE_THREADS = 2  # the oracle runs on the CPU, one process for each backend
+GATE_SHARES = 4  # of the gate's cases, each a process of its own
+GATE_THREADS = 1  # of each: the oracle runs on the CPU
 
 
 class WrongResult(ValueError):
@@ -138,11 +139,11 @@ def checked(contender: Contender, inputs: Inputs, call: Attend) -> tuple[float, 
 
 
 def gate(unit: str, job: Job) -> None:
-    """Run a backend through the table of cases in one dtype: unit is `backend:dtype`."""
-    backend, name = unit.split(":")
+    """Run a backend through a share of the table of cases in one dtype: unit is `backend:dtype:share`."""
+    backend, name, share = unit.split(":")
     dtype = getattr(torch, name)
     torch.set_num_threads(GATE_THREADS)
-    for case in CASES:
+    for case in CASES[int(share) :: GATE_SHARES]:
         row = {"kind": "gate", "backend": backend, "dtype": name, "case": case.name}
         job.tell({"kind": "contender", "contender": case.name})
         q, k, v, indices, lengths = build(case, dtype)

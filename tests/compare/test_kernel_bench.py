@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from dit_sparse.cli import build_app
 from dit_sparse.search import kernel_bench
 from dit_sparse.search.kernel_bench import Request, run_gates, run_units, units_of
-from dit_sparse.search.kernel_job import Spec
+from dit_sparse.search.kernel_job import GATE_SHARES, Spec
 from dit_sparse.search.kernel_sections import SECTIONS
 from dit_sparse.search.kernel_shapes import SHAPES
 
@@ -39,7 +39,7 @@ for unit in spec["units"]:
                 time.sleep(60)
             if unit == f"dies in {name}":
                 sys.exit(3)
-            tell(unit, "gate", passed=unit != "bad:bfloat16", case=name)
+            tell(unit, "gate", passed=unit != "bad:bfloat16:1", case=name)
     if unit == "dies whoever is excluded":
         tell(unit, "contender", contender="replayed")
         sys.exit(3)
@@ -107,7 +107,8 @@ def test_backends_of_ours_are_timed_only_if_their_gate_is_clean(monkeypatch: pyt
     request = Request((), silence_seconds=SILENCE)
     usable = run_gates(("good", "bad", "peer"), request, time.monotonic() + 60, heard.append, COMMAND)
     assert usable == ["good", "peer"]
-    assert {event["unit"] for event in heard if event["kind"] == "gate"} == {"good:bfloat16", "bad:bfloat16"}
+    shares = {f"{name}:bfloat16:{share}" for name in ("good", "bad") for share in range(GATE_SHARES)}
+    assert {event["unit"] for event in heard if event["kind"] == "gate"} == shares
 
 
 def test_spec_travels_as_text() -> None:

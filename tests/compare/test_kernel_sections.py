@@ -139,14 +139,15 @@ def test_a_gate_tells_refusals_and_failures(monkeypatch: pytest.MonkeyPatch) -> 
 
     torch.set_num_threads(1)
     heard: list[Event] = []
-    spec = Spec("gate", ("cpu:float32",), (), 0, "", (), "cpu")
-    kernel_job.gate("cpu:float32", Job(spec, "cpu:float32", heard.append, []))
+    spec = Spec("gate", ("cpu:float32:0",), (), 0, "", (), "cpu")
+    for share in range(kernel_job.GATE_SHARES):
+        kernel_job.gate(f"cpu:float32:{share}", Job(spec, "cpu:float32", heard.append, []))
     cases = [event for event in heard if event["kind"] == "gate"]
     assert len(cases) == len(kernel_job.CASES)
     assert all(event["passed"] for event in cases)
     json.dumps(cases)
     heard.clear()
-    kernel_job.gate("fa4:bfloat16", Job(spec, "fa4:bfloat16", heard.append, []))
+    kernel_job.gate("fa4:bfloat16:0", Job(spec, "fa4:bfloat16", heard.append, []))
     assert {event["kind"] for event in heard} == {"contender", "gate_refused"}
     heard.clear()
 
@@ -154,7 +155,7 @@ def test_a_gate_tells_refusals_and_failures(monkeypatch: pytest.MonkeyPatch) -> 
         raise RuntimeError("no kernel")
 
     monkeypatch.setitem(BACKENDS, "cpu", BACKENDS["reference"].__class__("cpu", BACKENDS["cpu"].refusal, broken, True))
-    kernel_job.gate("cpu:float32", Job(spec, "cpu:float32", heard.append, []))
+    kernel_job.gate("cpu:float32:0", Job(spec, "cpu:float32", heard.append, []))
     assert not any(event["passed"] for event in heard if event["kind"] == "gate")
 
 
