@@ -154,7 +154,7 @@ def attend_lists(
     batch, q_tokens, heads, head_dim = q.shape
     compensate = means is not None
     partial = has_partial(indices, k.shape[1], kv_lengths)
-    launch = hopper_launch_for(head_dim, not partial and not compensate) if launch is None else launch
+    launch = hopper_launch_for(head_dim, lists.tiles is not None or compensate) if launch is None else launch
     ragged = kv_lengths is not None or k.shape[1] != BLOCK * indices.key_blocks
     v = finite_values(v, kv_lengths) if ragged else v
     q_plane, k_plane, v_plane = _plane(q), _plane(k), _plane(v)

@@ -28,11 +28,14 @@ class HopperLaunch:
     turns: bool  # the two consumers start their products in turn
 
 
-def hopper_launch_for(head_dim: int, plain: bool) -> HopperLaunch:
-    """Choose a launch of the Hopper kernel for head_dim 64 or 128; plain: full blocks alone, without means."""
+def hopper_launch_for(head_dim: int, another_loop: bool) -> HopperLaunch:
+    """Choose a launch of the Hopper kernel for head_dim 64 or 128.
+
+    another_loop: many blocks may go through the loop over masked blocks, or through that over means.
+    """
     if head_dim == 64:
         return HopperLaunch(stages=4, turns=True)
-    return HopperLaunch(stages=2, turns=not plain)
+    return HopperLaunch(stages=2, turns=another_loop)
 
 
 def launch_for(head_dim: int, dtype: torch.dtype, arch: str, compensate: bool = False, partial: bool = True) -> Launch:
@@ -50,7 +53,7 @@ def launch_for(head_dim: int, dtype: torch.dtype, arch: str, compensate: bool = 
         return Launch(16 if wide else 32, 32, 4 if wide else 8, 1, tma=False, precision="tf32x3")
     if arch.startswith("gfx"):
         return Launch(128, 64, 4, 1, tma=False, precision="ieee")
-    if arch == "sm90" and not partial and not compensate:  # these spill with another loop
+    if arch == "sm90" and not partial and not compensate:  # these spill more with another loop
         return Launch(128 if wide else 64, 64 if wide else 128, 4, 2, tma=True, precision="ieee", keep=True)
     if arch == "sm90":  # the best, on the ragged blocks that real grids have, of those that never spill
         return Launch(64, 64, 4, 3 if wide or compensate else 2, tma=True, precision="ieee", keep=not compensate)

@@ -156,7 +156,10 @@ def _weigh(logits, scale_log2, acc, total, top, HIDDEN: tl.constexpr, ONLINE: tl
 
 @triton.jit
 def lost(total):
-    """Tell which sums a kept shift has brought so near to the ends of fp32's range that parts may be lost."""
+    """Tell which sums a kept shift has brought so near to the ends of fp32's range that parts may be lost.
+
+    A row that sees no key of its blocks is among them: its program works twice.
+    """
     return (total < 2.0**-60) | (total > 2.0**60) | (total != total)
 
 

@@ -220,7 +220,7 @@ def _forward(
     PARTIAL: tl.constexpr,  # some list may hold partial blocks
     RAGGED: tl.constexpr,  # some partial block may have fewer than 128 visible keys
     COMPENSATE: tl.constexpr,  # the means of key blocks that are not visited stand for them
-    ONLINE: tl.constexpr,  # with a running maximum, where the dtype has no exponents to spare
+    ONLINE: tl.constexpr,  # with a running maximum: fp16, and wherever the launch does not keep the shift
     PRECISION: tl.constexpr,
 ):
     """Compute BLOCK_M queries of one head. Heads follow one another, so that one head's K and V stay in L2."""

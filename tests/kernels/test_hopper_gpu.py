@@ -131,7 +131,11 @@ def test_processes_that_share_the_gpu_leave_each_other_alone(compensate: bool) -
     running = [
         subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for script in scripts
     ]
-    said = [process.communicate()[1] for process in running]
+    try:
+        said = [process.communicate(timeout=120)[1] for process in running]
+    finally:
+        for process in running:
+            process.kill()
     assert [process.returncode for process in running] == [0, 0, 0], said
 
 

@@ -42,10 +42,12 @@ HOPPER_BUILDS: tuple[dict[str, Any], ...] = (
     {"dtype": torch.bfloat16, "head_dim": 128, "tiles": True, "ragged": True, "compensate": True},
     {"dtype": torch.bfloat16, "head_dim": 64},
     {"dtype": torch.bfloat16, "head_dim": 64, "tiles": True, "ragged": True, "compensate": True},
+    {"dtype": torch.bfloat16, "head_dim": 128, "ragged": True},
     {"dtype": torch.float16, "head_dim": 128, "tiles": True, "ragged": True},
+    {"dtype": torch.float16, "head_dim": 128},
 )
 # compaction on every chip, one launch without descriptors, the items; the other file of this folder has four
-assert len(TABLE) + len(SHARED_KIB) + len(HOPPER_BUILDS) + 2 <= 56
+assert len(TABLE) + len(SHARED_KIB) + len(HOPPER_BUILDS) + 4 <= 60
 
 
 def _fits(built: compiler.Compiled, arch: str) -> None:
@@ -76,6 +78,14 @@ def test_items_on_a_small_chip() -> None:
     _fits(compiler.compile_write_items("sm86"), "sm86")
 
 
+@pytest.mark.parametrize(("head_dim", "spilled_bytes"), [(128, 220), (64, 0)])
+def test_full_blocks_alone_on_hopper(head_dim: int, spilled_bytes: int) -> None:
+    """The launch of the fastest figures: its second loop, for rows that the shift does not suit, costs registers."""
+    built = compiler.compile_forward("sm90", torch.bfloat16, head_dim, masked=False, ragged=False)
+    assert built.shared_bytes <= SHARED_KIB["sm90"] * 1024
+    assert built.spills <= spilled_bytes
+
+
 @pytest.mark.parametrize("build", HOPPER_BUILDS, ids=lambda build: " ".join(map(str, build.values())))
 def test_hopper(build: dict[str, Any]) -> None:
     """Registers may spill between items, not in the loops; products are not serialised; barriers lie outside of tiles.
@@ -87,5 +97,5 @@ def test_hopper(build: dict[str, Any]) -> None:
     assert built.products > 0
     assert not built.warnings
     assert not built.local_in_loops
-    assert built.barriers
+    assert len(built.barriers) == built.expected_barriers
     assert min(built.barriers) >= built.tile_bytes

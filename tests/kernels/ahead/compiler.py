@@ -104,6 +104,7 @@ class HopperBuild:
     local_in_loops: tuple[str, ...]  # accesses to spilled registers in loops that multiply
     tile_bytes: int  # of shared memory, from its beginning
     barriers: tuple[int, ...]  # where in shared memory
+    expected_barriers: int
 
 
 def compile_hopper(
@@ -111,7 +112,7 @@ def compile_hopper(
 ) -> HopperBuild:
     """Compile the Gluon kernel as hopper.attention() would launch it; ragged has lengths too."""
     kernel, name = gluon_forward.forward, TYPE_NAMES[dtype]
-    launch = hopper_launch_for(head_dim, plain=not (tiles or ragged or compensate))
+    launch = hopper_launch_for(head_dim, tiles or compensate)
 
     def described(rows: int) -> str:
         layout = gl.NVMMASharedLayout.get_default_for([rows, head_dim], GL_DTYPES[dtype])
@@ -152,9 +153,18 @@ def compile_hopper(
     barriers = tuple(
         int(place or "0", 16) for place in re.findall(r"SYNCS\.EXCH\.64 URZ, \[U?R\d+\+?(0x[0-9a-f]+)?\]", listing)
     )
-    tiles = (2 * BLOCK + 2 * launch.stages * BLOCK + BLOCK) * head_dim * dtype.itemsize  # queries, keys, values, output
+    expected = 4 + 4 * launch.stages + 2 * launch.turns + (dtype != torch.float16)
+    tile_bytes = (
+        (2 * BLOCK + 2 * launch.stages * BLOCK + BLOCK) * head_dim * dtype.itemsize
+    )  # queries, keys, values, output
     return HopperBuild(
-        built.metadata.shared, warnings, listing.count("HGMMA"), _local_in_loops(listing), tiles, barriers
+        built.metadata.shared,
+        warnings,
+        listing.count("HGMMA"),
+        _local_in_loops(listing),
+        tile_bytes,
+        barriers,
+        expected,
     )
 
 
