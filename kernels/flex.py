@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention, noop_mask
 
 from dit_sparse.kernels.device import on_device
 from dit_sparse.kernels.indices import BLOCK, WORD_BITS, BlockIndices
@@ -75,10 +75,13 @@ def attend_blocks(
     run: Any = _program() if compiled else flex_attention
     by_head = (x.transpose(1, 2) for x in (q, k, v))
     limits = {"recompile_limit": MOST_PROGRAMS, "accumulated_recompile_limit": MOST_PROGRAMS}
+    # Up to head_dim 64 torch 2.11 takes 128x128 tiles in three stages, and the words of a mask want 64 KiB in each.
+    crowded = mask.mask_mod is not noop_mask and q.shape[-1] <= 64
     with on_device(q), torch._dynamo.config.patch(limits):
         out, aux = run(
-            *by_head, block_mask=mask, scale=scale, enable_gqa=q.shape[2] != k.shape[2], return_aux=AuxRequest(lse=True)
-        )
+            *by_head, block_mask=mask, scale=scale, enable_gqa=q.shape[2] != k.shape[2],
+            kernel_options={"num_stages": 2} if crowded and compiled else None, return_aux=AuxRequest(lse=True),
+        )  # fmt: skip
     lse = aux.lse.transpose(1, 2)
     return out.transpose(1, 2), lse, lse
 
