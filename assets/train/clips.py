@@ -8,6 +8,7 @@ content-addressed), light changes (dense rows).
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -68,6 +69,15 @@ class Scene:
         return self.count.shape[0]
 
 
+@functools.cache
+def constant(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a tensor of these numbers, copied to the device once and kept.
+
+    Copies cannot be captured in CUDA graphs, and graphs read these tensors again for as long as they live.
+    """
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 def scene(seed: int, index: Tensor) -> Scene:
     """Draw the parameters of the clips `index` [B] of `seed`."""
     key = _mix(_mix(torch.full_like(index, seed) & _MASK32) ^ (index & _MASK32))
@@ -80,7 +90,7 @@ def scene(seed: int, index: Tensor) -> Scene:
         return ((bits >> 8).float() / (1 << 24)).reshape(len(index), *shape)
 
     def weighted(stream: int, table: dict[str, int], *shape: int) -> Tensor:
-        edges = torch.tensor(list(table.values()), device=index.device).cumsum(0)
+        edges = constant(tuple(table.values()), torch.long, index.device).cumsum(0)
         return torch.searchsorted(edges, (uniform(stream, *shape) * edges[-1]).long(), right=True)
 
     count_draw, twin_draw = uniform(0, 1)[:, 0], uniform(1, 1)[:, 0]
@@ -90,13 +100,13 @@ def scene(seed: int, index: Tensor) -> Scene:
     palette = uniform(2, len(COLOURS)).argsort(dim=1, stable=True)
 
     radius = 0.20 + 0.12 * uniform(3, OBJECTS)
-    radius[:, 0] += torch.where(count == 1, 0.13, 0.06)
+    radius[:, 0] += torch.full_like(radius[:, 0], 0.06).masked_fill(count == 1, 0.13)
     spread, turn = uniform(4, OBJECTS), uniform(5, 1) * (2 * math.pi)
     angle = turn + torch.arange(OBJECTS, device=index.device) * (2 * math.pi) / count[:, None]
     distance = torch.where(count[:, None] == 1, 0.30 * spread, 0.45 + 0.15 * spread)
     x, y = distance * angle.cos(), distance * angle.sin()
     motion = weighted(6, MOTIONS, OBJECTS)
-    spin = torch.where(uniform(7, OBJECTS) < 0.5, -1.0, 1.0)
+    spin = torch.ones_like(radius).masked_fill(uniform(7, OBJECTS) < 0.5, -1.0)
     fields = {
         "shape": (uniform(8, OBJECTS) * len(SHAPES)).long(),
         "texture": weighted(9, TEXTURES, OBJECTS),
@@ -115,7 +125,7 @@ def scene(seed: int, index: Tensor) -> Scene:
     y[:, 1] = torch.where(twin, y[:, 0], y[:, 1])
     flags = uniform(13, 4)
     return Scene(
-        count=torch.where(twin, 2, count),
+        count=count.masked_fill(twin, 2),
         twin=twin,
         x=x,
         y=y,
@@ -144,10 +154,10 @@ def caption_ids(clips: Scene) -> Tensor:
     none = torch.zeros(batch, dtype=torch.long, device=device)
 
     def word(text: str, shown: Tensor) -> Tensor:
-        return torch.where(shown, ids[text], none)
+        return none.masked_fill(shown, ids[text])
 
     def look(texts: list[str], which: Tensor, shown: Tensor) -> Tensor:
-        table = torch.tensor([ids.get(text, 0) for text in texts], device=device)
+        table = constant(tuple(ids.get(text, 0) for text in texts), torch.long, device)
         return torch.where(shown, table[which], none)
 
     always = clips.count > 0
@@ -156,9 +166,9 @@ def caption_ids(clips: Scene) -> Tensor:
     for k in range(OBJECTS):
         shown = (clips.count > k) & ~(clips.twin if k == 1 else torch.zeros_like(clips.twin))
         paired = clips.twin if k == 0 else torch.zeros_like(clips.twin)
-        groups = torch.where(clips.twin, 1, clips.count)
+        groups = clips.count.masked_fill(clips.twin, 1)
         say_motion = shown & ~((clips.motion[:, k] == 0) & (clips.phrasing[:, 0] < 0.5))
-        one_word = torch.tensor([word == "" for word in second_words], device=device)[clips.motion[:, k]]
+        one_word = constant(tuple(word == "" for word in second_words), torch.bool, device)[clips.motion[:, k]]
         ahead = say_motion & one_word & (clips.phrasing[:, 1] < 0.35)
         say_texture = shown & ((clips.texture[:, k] != 0) | (clips.phrasing[:, 2] < 0.3))
         bare_orange = (clips.colour[:, k] == list(COLOURS).index("orange")) & ~say_texture & ~ahead

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from dit_sparse.assets.train.parts import pipeline, read_shards
+from dit_sparse.assets.train.parts import COUNTERS, pipeline, read_trained
 from dit_sparse.assets.train.words import groups
 
 
 def export(trained: Path, bundled: Path) -> None:
     """Save bf16 weights, shards under 15 MB, configs, tokenizer and words.json in `bundled`."""
-    pipe = pipeline(read_shards(trained).to(torch.bfloat16))
+    pipe = pipeline(read_trained(trained).to(torch.bfloat16))
     pipe.save_pretrained(bundled, max_shard_size="14MB")
     _spell_for_transformers_4(bundled)
     (bundled / "words.json").write_text(json.dumps({"words": groups()}, indent=1) + "\n")
+    shutil.copy(trained / COUNTERS, bundled / COUNTERS)  # training goes on from here: train.py --start-from
 
 
 def _spell_for_transformers_4(bundled: Path) -> None:

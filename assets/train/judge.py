@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,19 @@ class Crew:
     rank: int
     world: int
     device: torch.device
+
+
+def join(collective: str) -> Crew:
+    """Join the processes that torchrun started, with its environment, or work alone; call it before any use of CUDA.
+
+    Each process sees its GPU alone, as cuda:0: what one compiles, the others find in the cache.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1:
+        place, visible = int(os.environ["LOCAL_RANK"]), os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place] if visible else str(place)
+        dist.init_process_group(collective)
+    return Crew(rank, world, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
 
 
 def judge(model: TextToVideo, crew: Crew, out: Path, heights: tuple[int, ...], steps: tuple[int, ...]) -> None:

@@ -17,6 +17,7 @@ from dit_sparse.pipelines.pixel_vae import PixelVAE
 TEXT_DIM = 256
 CONTEXT_TOKENS = 512  # WanPipeline pads prompts to this length unless told otherwise
 SAMPLING_SHIFT = 8.0
+COUNTERS = "counters.json"  # beside weights: how far training is
 
 
 def new_transformer() -> WanTransformer3DModel:
@@ -111,14 +112,18 @@ def write_shards(state: dict[str, Tensor], folder: Path, shard_bytes: int = 15 <
     return paths
 
 
-def read_shards(folder: Path) -> TextToVideo:
-    """Build the model in fp32 from the files that `write_shards` left in `folder`."""
+def read_trained(folder: Path) -> TextToVideo:
+    """Build the model in fp32 from what `write_shards` or `save_pretrained` left in `folder`."""
+    model = TextToVideo()
+    if (folder / "model_index.json").exists():
+        model.transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
+        model.text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+        return model
     state: dict[str, Tensor] = {}
     paths = sorted(folder.glob("weights-*.safetensors"))
     if not paths:
         raise FileNotFoundError(f"no weights-*.safetensors in {folder}: train first, see docs/bundled-model.md")
     for path in paths:
         state.update(load_file(path))
-    model = TextToVideo()
     model.load_state_dict({name: value.float() for name, value in state.items()})
     return model

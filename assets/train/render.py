@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from dit_sparse.assets.train.clips import CLIP_FRAMES, OBJECTS, Scene
+from dit_sparse.assets.train.clips import CLIP_FRAMES, OBJECTS, Scene, constant
 from dit_sparse.assets.train.words import BACKGROUNDS, CAMERAS, COLOURS, MOTIONS, SHAPES, TEXTURES
 
 
@@ -22,7 +22,7 @@ def render(clips: Scene, frames: int, height: int, width: int) -> Tensor:
     world_x, world_y, zoom = _camera(clips, time, screen_x, screen_y)
     pixel = zoom * (2 / height)
 
-    palette = torch.tensor(list(COLOURS.values()), device=device)
+    palette = constant(tuple(COLOURS.values()), torch.float32, device)
     image = _background(clips, palette, world_x, world_y)
     for k in reversed(range(OBJECTS)):
         colour, alpha = _object(clips, k, palette, time, world_x, world_y, pixel)
@@ -40,8 +40,8 @@ def _wide(value: Tensor) -> Tensor:
 
 
 def _is(value: Tensor, table: dict[str, int], *names: str) -> Tensor:
-    wanted = torch.tensor([list(table).index(name) for name in names], device=value.device)
-    return _wide(torch.isin(value, wanted).float())
+    places = constant(tuple(list(table).index(name) for name in names), torch.long, value.device)
+    return _wide((value[:, None] == places).any(dim=1).float())
 
 
 def _camera(clips: Scene, time: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,7 +110,7 @@ def _object(
     cosine, sine = turn.cos() / radius, turn.sin() / radius
     u, v = x * cosine + y * sine, y * cosine - x * sine
 
-    edge = _distance(clips.shape[:, k], u, v) * radius
+    edge = distance(clips.shape[:, k], u, v) * radius
     alpha = (0.5 - edge / pixel).clamp(0, 1) * _wide(clips.count > k)
     flat = palette[clips.colour[:, k]]
     # The second tone of a texture goes toward white on dark colours and toward black on light ones.
@@ -133,7 +133,7 @@ def _texture(texture: Tensor, u: Tensor, v: Tensor) -> Tensor:
     return result
 
 
-def _distance(shape: Tensor, u: Tensor, v: Tensor) -> Tensor:
+def distance(shape: Tensor, u: Tensor, v: Tensor) -> Tensor:
     """Return the signed distance to the outline (negative inside), in object radii."""
     radial = (u * u + v * v + 1e-9).sqrt()
     polar = torch.atan2(v, u)
