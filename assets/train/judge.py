@@ -25,16 +25,19 @@ class Crew:
 
 
 def join(collective: str) -> Crew:
-    """Join the processes that torchrun started, with its environment, or work alone; call it before any use of CUDA.
+    """Join the processes that torchrun started, or work alone; each has a GPU of its own where there are any.
 
-    Each process sees its GPU alone, as cuda:0: what one compiles, the others find in the cache.
+    Started with CUDA_VISIBLE_DEVICES=$LOCAL_RANK, each sees its GPU as cuda:0, and graphs that one compiles are
+    found by the others in the cache.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     if world > 1:
-        place, visible = int(os.environ["LOCAL_RANK"]), os.environ.get("CUDA_VISIBLE_DEVICES")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[place] if visible else str(place)
         dist.init_process_group(collective)
-    return Crew(rank, world, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+    return Crew(rank, world, device)
 
 
 def judge(model: TextToVideo, crew: Crew, out: Path, heights: tuple[int, ...], steps: tuple[int, ...]) -> None:

@@ -181,7 +181,7 @@ def main() -> None:
     write({"world": crew.world, "torch": torch.__version__, "parameters": trainer.gradient.numel()})
     begin = trainer.spent_s / options.budget_s
     sizes = ahead(stages, begin, min(1.0, begin + options.stop_after_s / options.budget_s))
-    first = crew.rank * len(sizes) // crew.world  # each process compiles others first: the cache is common
+    first = crew.rank * len(sizes) // crew.world  # each process compiles others first, see join()
     sizes = sizes[first:] + sizes[:first]
     with watched_attention():
         for line in warm_up(trainer, sizes):
