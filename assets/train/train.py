@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument(
         "--start-from", type=Path, help="folder that another run left, or of a pipeline: weights to go on from"
     )
-    parser.add_argument("--budget-s", type=float, default=850.0, help="seconds of training over all runs")
+    parser.add_argument("--budget-s", type=float, default=1660.0, help="seconds of training over all runs")
     parser.add_argument("--stop-after-s", type=float, default=540.0, help="seconds of this run, training part")
     parser.add_argument("--warm-up-only", action="store_true", help="compile and time every shape, then leave")
     parser.add_argument("--judge", action="store_true", help="samples and measures although the budget is not spent")
