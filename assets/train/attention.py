@@ -16,7 +16,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from dit_sparse.assets.train import measure
-from dit_sparse.assets.train.parts import SAMPLING_SHIFT, TextToVideo, read_trained
+from dit_sparse.assets.train.parts import SAMPLING_SHIFT, TextToVideo, read_trained, write_json
 
 Shares = np.ndarray  # share of the keys that hold 95 % of the softmax mass; 0..1
 
@@ -111,7 +111,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = read_trained(options.bundled).to(device).eval()
     measured = shares(model, options.height, options.steps, options.every, options.clips, device)
-    options.out.write_text(json.dumps(measured) + "\n")
+    write_json(options.out, measured)
     if options.real:
         real = json.loads(options.real.read_text())
         print(table(measured, real))

@@ -7,7 +7,6 @@ python -m dit_sparse.assets.train.breaks --bundled assets/bundled --height 128 -
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -20,8 +19,8 @@ from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
 from dit_sparse.assets.train import measure, outlines, score
-from dit_sparse.assets.train.clips import CLIP_FRAMES, Scene, captions, scene
-from dit_sparse.assets.train.render import render
+from dit_sparse.assets.train.clips import Scene, captions, scene
+from dit_sparse.assets.train.parts import write_json
 from dit_sparse.assets.train.verdict import EVERY, judge_clip
 from dit_sparse.assets.train.words import BACKGROUNDS, CAMERAS
 from dit_sparse.patterns import pattern_from_text
@@ -75,8 +74,8 @@ def run(pipe: WanPipeline, plans: list[str], clips_a_kind: int, settings: score.
     for kind, which in kinds(every).items():
         indices = (FIRST_INDEX + which.nonzero()[:clips_a_kind, 0]).tolist()
         clips = scene(measure.HELD_OUT_SEED, torch.tensor(indices))
-        pixels = render(clips, CLIP_FRAMES, settings.height, settings.height).permute(0, 2, 3, 4, 1)
-        truth = [figure(kind, v, clips, b) for b, v in enumerate(((pixels + 1) * 127.5).round().to(torch.uint8))]
+        true = measure.true_videos(clips, settings.height)
+        truth = [figure(kind, video, clips, b) for b, video in enumerate(true)]
         results: dict[str, Any] = {"truth": {"figure": truth, "mean": statistics.mean(truth)}}
         dense: list[Tensor] = []
         for plan in (DENSE, *plans):
@@ -125,9 +124,7 @@ def main() -> None:
     report, rows = run(pipe, options.plan, options.clips, score.Settings(*sizes))
     options.out.mkdir(parents=True, exist_ok=True)
     measure.sheet(rows).save(options.out / f"breaks-{options.height}.png")
-    partial = options.out / "breaks.json.partial"
-    partial.write_text(json.dumps(report, indent=1) + "\n")
-    partial.replace(options.out / "breaks.json")
+    write_json(options.out / "breaks.json", report)
 
 
 if __name__ == "__main__":

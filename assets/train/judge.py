@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from dit_sparse.assets.train import measure
-from dit_sparse.assets.train.parts import TextToVideo
+from dit_sparse.assets.train.parts import TextToVideo, pipeline, write_json
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,10 @@ def judge(model: TextToVideo, crew: Crew, out: Path, heights: tuple[int, ...], s
             error = measure.denoising_error(model, latents, ids, sigma)
             swapped = measure.denoising_error(model, latents, ids.roll(1, 0), sigma)
             errors.append({"height": height, "sigma": sigma, "error": error, "error_with_wrong_captions": swapped})
+        pipe, picked = pipeline(model), list(measure.PROMPTS[crew.rank :: crew.world])
+        pipe.set_progress_bar_config(disable=True)
         for height, count in sizes:
-            picked = list(measure.PROMPTS[crew.rank :: crew.world])
-            clips.append(measure.sample(model, picked, height, count, guidance_scale=4.0))
+            clips.append(measure.sample(pipe, picked, [0] * len(picked), height, count, guidance_scale=4.0))
     gathered: list[Any] = [(attention, errors, clips)]
     if crew.world > 1:
         gathered = [None] * crew.world
@@ -71,4 +71,4 @@ def judge(model: TextToVideo, crew: Crew, out: Path, heights: tuple[int, ...], s
         "attention": sorted((a for g in gathered for a in g[0]), key=lambda a: (a["height"], -a["sigma"])),
         "held_out": sorted((e for g in gathered for e in g[1]), key=lambda e: (e["height"], -e["sigma"])),
     }
-    (out / "measures.json").write_text(json.dumps(measures, indent=1) + "\n")
+    write_json(out / "measures.json", measures)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from diffusers import WanPipeline
 from PIL import Image
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from dit_sparse.assets.train.clips import CLIP_FRAMES, caption_ids, captions, scene
-from dit_sparse.assets.train.parts import TextToVideo, pipeline
+from dit_sparse.assets.train.clips import CLIP_FRAMES, Scene, caption_ids, scene
+from dit_sparse.assets.train.parts import TextToVideo
 from dit_sparse.assets.train.render import render
 from dit_sparse.pipelines.pixel_vae import pack
 
@@ -106,33 +107,27 @@ class _AttentionSpy(TorchFunctionMode):
 
 
 def sample(
-    model: TextToVideo, prompts: list[str], height: int, steps: int, guidance_scale: float, seed: int = 0
+    pipe: WanPipeline, prompts: list[str], seeds: list[int], height: int, steps: int, guidance_scale: float
 ) -> Tensor:
-    """Generate one clip a prompt through the stock pipeline: uint8 [B, T, H, W, 3]."""
-    pipe = pipeline(model)
-    pipe.set_progress_bar_config(disable=True)
-    frames = []
-    for prompt in prompts:
-        video = pipe(
-            prompt,
-            height=height,
-            width=height,
-            num_frames=CLIP_FRAMES,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            generator=torch.Generator().manual_seed(seed),
-            max_sequence_length=64,
-            output_type="pt",
-        ).frames
-        frames.append((video.permute(0, 1, 3, 4, 2) * 255).round().to(torch.uint8).cpu())
-    return torch.cat(frames)
+    """Generate one clip a prompt through the stock pipeline, each from the noise of its seed: uint8 [B, T, H, W, 3]."""
+    video = pipe(
+        prompts,
+        height=height,
+        width=height,
+        num_frames=CLIP_FRAMES,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        max_sequence_length=64,
+        output_type="pt",
+    ).frames
+    return (video.float().permute(0, 1, 3, 4, 2) * 255).round().to(torch.uint8).cpu()
 
 
-def truth(prompts: int, height: int) -> tuple[Tensor, list[str]]:
-    """Return held-out clips as the generator draws them, uint8 [B, T, H, W, 3], and their captions."""
-    clips = scene(HELD_OUT_SEED, torch.arange(prompts))
+def true_videos(clips: Scene, height: int) -> Tensor:
+    """Return clips as the generator draws them at a square size: uint8 [B, T, H, W, 3]."""
     pixels = render(clips, CLIP_FRAMES, height, height)
-    return ((pixels.permute(0, 2, 3, 4, 1) + 1) * 127.5).round().to(torch.uint8), captions(clips)
+    return ((pixels.permute(0, 2, 3, 4, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def sheet(videos: Tensor, every: int = 4, tile: int = 96) -> Image.Image:

@@ -1,6 +1,6 @@
 """Muon (Keller Jordan, 2024, kellerjordan.github.io/posts/muon), all matrices of one shape at a time.
 
-`torch.optim.Muon` takes them one by one: 25 ms a step for our 72 matrices on an H200, where a step takes 90.
+`torch.optim.Muon` takes them one by one: on an H200 25 of a step's 117 ms, for our 72 matrices.
 """
 
 from __future__ import annotations

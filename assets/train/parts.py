@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -108,8 +109,17 @@ def write_shards(state: dict[str, Tensor], folder: Path, shard_bytes: int = 15 <
         used_bytes += size_bytes
     paths = [folder / f"weights-{i}.safetensors" for i in range(len(shards))]
     for shard, path in zip(shards, paths, strict=True):
-        save_file(shard, path)
+        beside = path.with_suffix(".part")
+        save_file(shard, beside)
+        beside.replace(path)
     return paths
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file beside and rename it: there is never half a file."""
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(value, indent=1) + "\n")
+    beside.replace(path)
 
 
 def read_trained(folder: Path) -> TextToVideo:

@@ -8,7 +8,6 @@ python -m dit_sparse.assets.train.score --truth --height 64 --out FOLDER
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import time
@@ -25,10 +24,9 @@ from diffusers import WanPipeline
 from torch import Tensor
 
 from dit_sparse.assets.train import measure
-from dit_sparse.assets.train.clips import CLIP_FRAMES, Scene, captions, scene
+from dit_sparse.assets.train.clips import Scene, captions, scene
 from dit_sparse.assets.train.judge import Crew, join
-from dit_sparse.assets.train.parts import pipeline, read_trained
-from dit_sparse.assets.train.render import render
+from dit_sparse.assets.train.parts import pipeline, read_trained, write_json
 from dit_sparse.assets.train.verdict import CHECKS, Verdict, aggregate, judge_clip
 from dit_sparse.assets.train.words import COLOURS, MOTIONS, SHAPES
 from dit_sparse.pipelines.bundled import bundled_folder
@@ -53,18 +51,9 @@ class Settings:
 
 def sample(pipe: WanPipeline, indices: list[int], settings: Settings) -> Tensor:
     """Generate the held-out captions `indices` in one call: uint8 [B, T, H, W, 3]."""
-    video = pipe(
-        captions(scene(measure.HELD_OUT_SEED, torch.tensor(indices))),
-        height=settings.height,
-        width=settings.height,
-        num_frames=CLIP_FRAMES,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
-        generator=[torch.Generator().manual_seed(settings.seed * 1_000_003 + i) for i in indices],
-        max_sequence_length=64,
-        output_type="pt",
-    ).frames
-    return (video.float().permute(0, 1, 3, 4, 2) * 255).round().to(torch.uint8).cpu()
+    prompts = captions(scene(measure.HELD_OUT_SEED, torch.tensor(indices)))
+    seeds = [settings.seed * 1_000_003 + i for i in indices]
+    return measure.sample(pipe, prompts, seeds, settings.height, settings.steps, settings.guidance)
 
 
 def judge_sample(video: Tensor, index: int, count: int) -> Judged:
@@ -79,8 +68,7 @@ def judge_sample(video: Tensor, index: int, count: int) -> Judged:
 def judge_truth(height: int, index: int, count: int) -> Judged:
     """Judge the true clip of held-out caption `index`, also with one word of every object changed."""
     one = scene(measure.HELD_OUT_SEED, torch.tensor([index]))
-    pixels = render(one, CLIP_FRAMES, height, height)[0].permute(1, 2, 3, 0)
-    video = ((pixels + 1) * 127.5).round().to(torch.uint8)
+    video = measure.true_videos(one, height)[0]
     random = torch.Generator().manual_seed(index)
     wrong = {
         f"wrong {what}": judge_clip(video, misnamed(one, what, random), 0) for what in ("colour", "shape", "motion")
@@ -226,9 +214,7 @@ def main() -> None:
     pipe = None if options.truth else load(options.bundled, options.trained, device)
     report = run(pipe, settings, crew, workers, options.out)
     if rank == 0:
-        partial = options.out / "score.json.partial"
-        partial.write_text(json.dumps(report, indent=1) + "\n")
-        partial.replace(options.out / "score.json")
+        write_json(options.out / "score.json", report)
         _print(report)
     if world > 1:
         dist.destroy_process_group()

@@ -126,12 +126,10 @@ def _synchronize(crew: Crew) -> None:
 
 def _continued(path: Path, step: int) -> TextIO:
     """Open a log to go on after `step`, without the lines that a killed run wrote past its checkpoint."""
-    kept = (
-        [line for line in path.read_text().splitlines() if json.loads(line).get("step", 0) <= step]
-        if path.exists()
-        else []
-    )
-    path.write_text("".join(line + "\n" for line in kept))
+    lines = path.read_text().splitlines() if path.exists() else []
+    beside = path.with_suffix(".part")
+    beside.write_text("".join(line + "\n" for line in lines if json.loads(line).get("step", 0) <= step))
+    beside.replace(path)
     return path.open("a")
 
 

@@ -14,7 +14,7 @@ from dit_sparse.assets.train import focus
 from dit_sparse.assets.train.batches import SEED, Batches, Size
 from dit_sparse.assets.train.judge import Crew
 from dit_sparse.assets.train.muon import Muon
-from dit_sparse.assets.train.parts import COUNTERS, SAMPLING_SHIFT, TextToVideo, read_trained, write_shards
+from dit_sparse.assets.train.parts import COUNTERS, SAMPLING_SHIFT, TextToVideo, read_trained, write_json, write_shards
 from dit_sparse.assets.train.words import UNKNOWN, vocabulary
 
 RATE = 1e-3  # of both optimizers: Muon's steps are scaled to the size of AdamW's
@@ -74,8 +74,7 @@ class Trainer:
     def hand_over(self, folder: Path) -> None:
         """Write the averaged weights in bf16 files of at most 15 MiB and the counters, to go on elsewhere."""
         write_shards(self.averaged().state_dict(), folder)
-        counters = {"step": self.step, "clips": self.clips, "spent_s": self.spent_s}
-        (folder / COUNTERS).write_text(json.dumps(counters) + "\n")
+        write_json(folder / COUNTERS, {"step": self.step, "clips": self.clips, "spent_s": self.spent_s})
 
     def take_over(self, folder: Path) -> None:
         """Go on from what `hand_over` or `save_pretrained` wrote; the optimizers start anew and warm up again."""

@@ -185,12 +185,13 @@ def test_watching_adds_up_layers_draws_gradients_and_ends() -> None:
     assert float(blocks[-1].attn1.to_v.weight.grad.abs().max()) == 0
 
 
-def test_batches_are_what_is_drawn() -> None:
-    size = Size(16, 3, frames=1)
+def test_a_picture_is_the_first_frame_of_its_clip() -> None:
+    picture, clip = Size(16, 3, frames=1), Size(16, 3)
     index = torch.randint(1 << 40, (3,))
-    for fast, slow in zip(Batches()(size, index), draw_batch(size, index), strict=True):
-        assert torch.equal(fast, slow)
-    assert size.tokens == 16
+    (first, ids), (video, same_ids) = Batches()(picture, index), draw_batch(clip, index)
+    assert torch.equal(first, video[:, :, :1])
+    assert torch.equal(ids, same_ids)
+    assert (picture.tokens, clip.tokens) == tuple(latents[0, 0].numel() // 4 for latents in (first, video))
 
 
 @pytest.mark.gpu

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dit_sparse.assets.train import breaks, measure, outlines, score, tracks
 from dit_sparse.assets.train.clips import CLIP_FRAMES, OBJECTS, Scene, scene
-from dit_sparse.assets.train.render import render
 from dit_sparse.assets.train.verdict import CHECKS, Verdict, aggregate, judge_clip, wilson
 from dit_sparse.assets.train.words import CAMERAS, COLOURS, MOTIONS, SHAPES
 
@@ -38,8 +37,7 @@ def _all(values: list[int]) -> Tensor:
 
 
 def _videos(clips: Scene, height: int = 64) -> Tensor:
-    pixels = render(clips, CLIP_FRAMES, height, height)
-    return ((pixels.permute(0, 2, 3, 4, 1) + 1) * 127.5).round().to(torch.uint8)
+    return measure.true_videos(clips, height)
 
 
 def _judge(videos: Tensor, clips: Scene) -> list[list[Verdict]]:
