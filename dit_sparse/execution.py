@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dit_sparse.biased import biased_keys
+from dit_sparse.biased import BiasedKeys, biased_keys
 from dit_sparse.grid import Grid
 from dit_sparse.kernels.backends import choose
 from dit_sparse.kernels.indices import segment_blocks
@@ -21,6 +21,7 @@ from dit_sparse.padding import Padding
 from dit_sparse.patterns import Dense, Pattern, PatternState
 from dit_sparse.record import LayerRecord
 from dit_sparse.runner import attend_selection, exact_attention
+from dit_sparse.selection import Selection
 
 if TYPE_CHECKING:
     from dit_sparse.attention import Layer
@@ -48,6 +49,18 @@ class Tensors:
         # where a mask has heads, they are all the same
         mask = self.mask[:, :1] if self.mask is not None and self.mask.dim() == 4 else self.mask
         return Tensors(q, k, v, mask, self.scale, False, self.backend)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """Hold one group of heads of a call in kernel order, with what its pattern chose."""
+
+    q: Tensor  # [B, S, H, D]: all tokens, or the video alone
+    k: Tensor  # [B, S, Hkv, D]
+    v: Tensor  # [B, S, Hkv, D]
+    biased: BiasedKeys | None
+    state: PatternState
+    selection: Selection
 
 
 class Execution:
@@ -96,16 +109,10 @@ class Execution:
         record.all_pairs += pairs
         return out.contiguous()
 
-    def _pattern(
-        self,
-        layer: Layer,
-        pattern: Pattern,
-        members: tuple[int, ...],
-        given: Tensors,
-        call: Call,
-        moment: Moment,
-        record: LayerRecord,
-    ) -> Tensor:
+    def prepare(
+        self, layer: Layer, pattern: Pattern, members: tuple[int, ...], given: Tensors, call: Call, moment: Moment
+    ) -> Prepared:
+        """Bring one group of heads into kernel order and let its pattern choose; what a pattern remembers goes on."""
         grid, q, shared = call.grid, given.q, self._shared_of(call.grid)
         layout = self._layout(pattern.token_order(), grid, q.device)
         scale = q.shape[-1] ** -0.5 if given.scale is None else given.scale
@@ -122,16 +129,33 @@ class Execution:
         seed = zlib.crc32(repr((moment.step, *place)).encode())
         memory = self._memory.setdefault(key, {})
         state = PatternState(layout, scale, moment.step, shared, memory, v, lengths, seed, exact)
-        selection = pattern.select(q, k, grid, state)
-        backend = choose(self.backend, q, k, v, selection.indices, lengths, selection.compensate)
-        attended = attend_selection(selection, q, k, v, layout, scale, lengths, backend, biased)
-        out = pattern.finish(attended, q, k, grid, state)
+        return Prepared(q, k, v, biased, state, pattern.select(q, k, grid, state))
+
+    def _pattern(
+        self,
+        layer: Layer,
+        pattern: Pattern,
+        members: tuple[int, ...],
+        given: Tensors,
+        call: Call,
+        moment: Moment,
+        record: LayerRecord,
+    ) -> Tensor:
+        ready = self.prepare(layer, pattern, members, given, call, moment)
+        state, selection, q = ready.state, ready.selection, ready.q
+        backend = choose(self.backend, q, ready.k, ready.v, selection.indices, state.kv_lengths, selection.compensate)
+        attended = attend_selection(
+            selection, q, ready.k, ready.v, state.layout, state.scale, state.kv_lengths, backend, ready.biased
+        )
+        out = pattern.finish(attended, q, ready.k, call.grid, state)
         if self.monitor:
-            record.measured.append(measure(attended, out, q, layout, exact, members, moment.step, seed))
+            assert state.exact is not None
+            found = measure(attended, out, q, state.layout, state.exact, members, moment.step, state.seed)
+            record.measured.append(found)
         self.backend_used = backend.name
         record.kept_pairs.add(selection.kept_pairs)
         record.visited_pairs.add(selection.visited_pairs)
-        return layout.from_kernel(out)
+        return state.layout.from_kernel(out)
 
     def _layout(self, order: TokenOrder, grid: Grid, device: torch.device) -> Layout:
         key, shared = ("layout", order, device), self._shared_of(grid)

@@ -32,20 +32,34 @@ def attend_selection(
     order = selection.head_order
     if order is not None:
         q, k, v = order.to_kernel(q, order.q), order.to_kernel(k, order.k), order.to_kernel(v, order.k)
-    if selection.compensate:
+    attended = attend_indices(q, k, v, indices, selection.compensate, scale, kv_lengths, backend, biased)
+    if order is None:
+        return attended
+    out, lse = HeadOrder.from_kernel(attended.out, order.q), HeadOrder.from_kernel(attended.lse, order.q)
+    same = attended.computed_lse is attended.lse
+    return Attended(out, lse, lse if same else HeadOrder.from_kernel(attended.computed_lse, order.q))
+
+
+def attend_indices(
+    q: Tensor,  # [B, Sq, H, D] in kernel order
+    k: Tensor,  # [B, S, Hkv, D]
+    v: Tensor,  # [B, S, Hkv, D]
+    indices: BlockIndices,
+    compensate: bool,
+    scale: float,
+    kv_lengths: Tensor | None,  # int32 [B]
+    backend: str | Backend,
+    biased: BiasedKeys | None = None,
+) -> Attended:
+    """Attend the queries over the blocks that indices name for them, with means for the skipped ones if wanted."""
+    if compensate:
         attended = Attended(
             *compensated_attention(q, k, v, indices, scale=scale, kv_lengths=kv_lengths, backend=backend)
         )
     else:
         out, lse = block_attention(q, k, v, indices, scale=scale, kv_lengths=kv_lengths, backend=backend)
         attended = Attended(out, lse, lse)
-    if biased is not None:
-        attended = biased.added(attended, q, indices)
-    if order is None:
-        return attended
-    out, lse = HeadOrder.from_kernel(attended.out, order.q), HeadOrder.from_kernel(attended.lse, order.q)
-    same = attended.computed_lse is attended.lse
-    return Attended(out, lse, lse if same else HeadOrder.from_kernel(attended.computed_lse, order.q))
+    return attended if biased is None else biased.added(attended, q, indices)
 
 
 def exact_attention(

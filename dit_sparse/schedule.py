@@ -66,7 +66,7 @@ class Schedule:
         """Forget everything: moment, caches and record."""
         self._moment = Moment()
         self._run: object = _NO_RUN
-        self._execution = Execution(self.options.backend, self.options.monitor)
+        self.execution = Execution(self.options.backend, self.options.monitor)
         self._paddings: dict[Any, Padding | str] = {}
         self._calls: Counter[int] = Counter()  # of each layer in this forward
         self.grid: Grid | None = None  # of the last call that had one, text counted
@@ -75,7 +75,7 @@ class Schedule:
     def end_run(self) -> None:
         """Forget what belongs to the run that ended; the record of it stays readable."""
         self._run = _NO_RUN
-        self._execution.forget_run()
+        self.execution.forget_run()
 
     def start_forward(
         self,
@@ -97,7 +97,7 @@ class Schedule:
             and the record go.
         """
         if run is not self._run:
-            self._execution.forget_run()
+            self.execution.forget_run()
             self._run = run
             self._clear_record()
         self._calls.clear()
@@ -127,7 +127,7 @@ class Schedule:
                 call = "plan: dense"
             if isinstance(call, Call):
                 try:
-                    return self._execution.sparse(layer, given, call, self._moment, self._record(layer))
+                    return self.execution.sparse(layer, given, call, self._moment, self._record(layer))
                 except NoBackendError as error:
                     call = f"no backend: {error}"
                     self._complain(layer, call)
@@ -149,7 +149,7 @@ class Schedule:
         return Summary(
             self.plan.name,
             str(grid or "unknown"),
-            self._execution.backend_used or self.options.backend,
+            self.execution.backend_used or self.options.backend,
             records,
             unknown,
         )

@@ -72,6 +72,13 @@ class BlockIndices:
         cut = {name: rows[name][:, :blocks].contiguous() for name in rows if rows[name] is not None}
         return replace(self, q_start=self.q_start[:blocks], q_len=self.q_len[:blocks], **cut)
 
+    def some_queries(self, blocks: Tensor) -> BlockIndices:
+        """Keep the query blocks int64 [n] only, in that order; their tokens then follow each other."""
+        rows = {name: getattr(self, name) for name in ("bits", "partial_bits", "mask_id")}
+        cut = {name: row[:, blocks].contiguous() for name, row in rows.items() if row is not None}
+        length = self.q_len[blocks]
+        return replace(self, q_start=(length.cumsum(0) - length).int(), q_len=length, **cut)
+
     def block_mask(self) -> Tensor:
         """Expand the visited blocks: bool [U, Q, K]."""
         return unpack_bits(self.bits, self.key_blocks)

@@ -104,6 +104,19 @@ def find_targets(pipe: Any, grid: Grid | GridRule | None = None, layers: str | N
     return targets
 
 
+def find_schedules(pipe: Any) -> list[tuple[nn.Module, Schedule]]:
+    """Return the transformers that have sparse processors in place, each with the Schedule behind them.
+
+    Raises: ValueError for a model without known layers.
+    """
+    found = []
+    for target in find_targets(pipe):
+        hook = find_hook(target.transformer)
+        schedules = [] if hook is None else hook.schedules(target.transformer)
+        found += [(target.transformer, schedule) for schedule in schedules]
+    return found
+
+
 def derive(targets: list[Target], plan: Plan, options: Options) -> list[dict[str, SparseProcessor]]:
     """Return the sparse processors of each target by module path; changes nothing.
 

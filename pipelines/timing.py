@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dit_sparse.pipelines.generate import Job, OnStep, is_cuda, known_transformers, run_steps, wait_for
-from dit_sparse.pipelines.hooks import find_hook
+from dit_sparse.pipelines.generate import Job, OnStep, is_cuda, run_steps, wait_for
+from dit_sparse.pipelines.targets import find_schedules
 
 if TYPE_CHECKING:
     from dit_sparse.attention import Layer
@@ -43,9 +43,7 @@ def time_attention(pipe: Any, job: Job, most_steps: int | None, *, on_step: OnSt
     Raises:
         ValueError: the pipeline is not enabled.
     """
-    modules = known_transformers(pipe).values()
-    hooks = [(hook, module) for module in modules if (hook := find_hook(module)) is not None]
-    schedules = [schedule for hook, module in hooks for schedule in hook.schedules(module)]
+    schedules = [schedule for _, schedule in find_schedules(pipe)]
     if not schedules:
         raise ValueError("attention can only be timed on an enabled pipeline; for dense, enable Plan.dense()")
     timer = _CallTimer(is_cuda(pipe), wants_sparse=any(schedule.plan.rules for schedule in schedules))

@@ -50,6 +50,7 @@ class Pattern:
     name: ClassVar[str]
     exact: ClassVar[str]  # "token": partial blocks carry a bit tile; "block": a block is read whole or not at all
     knob: ClassVar[str | None] = None  # the field that `with_density` sets
+    suggestions: ClassVar[tuple[str, ...]] = ()  # for a search: configurations, as text, without their density
 
     @cached_property
     def _identity(self) -> str:

@@ -42,6 +42,7 @@ class Frames(StaticPattern):
     name: ClassVar[str] = "frames"
     exact: ClassVar[str] = "token"
     knob: ClassVar[str | None] = "width"
+    suggestions: ClassVar[tuple[str, ...]] = ("frames:kind=spatial", "frames:kind=temporal")
 
     kind: str = "spatial"
     width: float = 0.16

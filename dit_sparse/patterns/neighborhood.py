@@ -47,6 +47,7 @@ class Neighborhood(StaticPattern):
     name: ClassVar[str] = "neighborhood"
     exact: ClassVar[str] = "token"
     knob: ClassVar[str | None] = "window"
+    suggestions: ClassVar[tuple[str, ...]] = ("neighborhood",)
 
     window: AxisSize = 0.5
     stride: int | tuple[int, int, int] = 1

@@ -41,6 +41,7 @@ class Radial(StaticPattern):
     name: ClassVar[str] = "radial"
     exact: ClassVar[str] = "token"
     knob: ClassVar[str | None] = "decay"
+    suggestions: ClassVar[tuple[str, ...]] = ("radial:kind=block",)
 
     kind: str = "token"
     decay: float = 0.2

@@ -42,6 +42,11 @@ class Stripes(StaticPattern):
     name: ClassVar[str] = "stripes"
     exact: ClassVar[str] = "token"
     knob: ClassVar[str | None] = "width"
+    suggestions: ClassVar[tuple[str, ...]] = (
+        "stripes:kind=diagonal",
+        "stripes:kind=multi-diagonal",
+        "stripes:kind=vertical",
+    )
 
     kind: str = "multi-diagonal"
     width: int | float = 0.1

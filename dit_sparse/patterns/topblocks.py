@@ -75,6 +75,7 @@ class TopBlocks(Pattern):
     name: ClassVar[str] = "topblocks"
     exact: ClassVar[str] = "block"
     knob: ClassVar[str | None] = "keep"
+    suggestions: ClassVar[tuple[str, ...]] = ("topblocks:order=strips,compensate=true", "topblocks:order=strips")
 
     keep: float | None = None
     order: str = "strips"

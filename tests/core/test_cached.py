@@ -42,7 +42,7 @@ def pointing(shifts: list[int], grid: ds.Grid = GRID) -> tuple[Tensor, Tensor, T
 def shifts_of(schedule: Schedule, grid: ds.Grid = GRID) -> list[list[int]]:
     """Read from each remembered selection by how many blocks every head's first row is shifted."""
     found = []
-    for memory in schedule._execution._memory.values():
+    for memory in schedule.execution._memory.values():
         chosen = video_blocks_of(memory["selection"].indices, ONE.token_order().layout(grid))
         found.append([int(row[0].nonzero()[0]) for row in chosen])
     return found
