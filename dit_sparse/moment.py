@@ -14,6 +14,15 @@ CROSS = "attention to other tokens"
 Groups = tuple[tuple[Pattern, tuple[int, ...]], ...]
 
 
+def groups_of(patterns: tuple[Pattern, ...]) -> Groups:
+    """Group the heads of a layer, whose patterns these are, by what one call can serve."""
+    families: dict[Pattern, list[int]] = {}
+    for head, pattern in enumerate(patterns):
+        families.setdefault(pattern.family(), []).append(head)
+    members = [tuple(heads) for heads in families.values()]
+    return tuple((patterns[heads[0]].joined([patterns[head] for head in heads]), heads) for heads in members)
+
+
 @dataclass(frozen=True)
 class Moment:
     """Where the current transformer call stands: set once per forward by the pre-hook."""

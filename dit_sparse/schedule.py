@@ -14,9 +14,10 @@ from torch import Tensor
 from dit_sparse.execution import Execution, Tensors, dense
 from dit_sparse.grid import Grid
 from dit_sparse.kernels.backends import NoBackendError
-from dit_sparse.moment import CROSS, Call, Moment
+from dit_sparse.moment import CROSS, Call, Groups, Moment, groups_of
 from dit_sparse.options import Options
 from dit_sparse.padding import Padding, read_padding
+from dit_sparse.patterns import Pattern
 from dit_sparse.plan import Plan
 from dit_sparse.record import LayerRecord, Summary
 
@@ -68,6 +69,7 @@ class Schedule:
         self._run: object = _NO_RUN
         self.execution = Execution(self.options.backend, self.options.monitor)
         self._paddings: dict[Any, Padding | str] = {}
+        self._groups: dict[tuple[int, tuple[Pattern, ...]], Groups] = {}
         self._calls: Counter[int] = Counter()  # of each layer in this forward
         self.grid: Grid | None = None  # of the last call that had one, text counted
         self._clear_record()
@@ -183,12 +185,15 @@ class Schedule:
         assert not isinstance(padding, str)
         self.grid = grid
         patterns = self.plan.patterns_at(moment.fraction, self.transformer, layer.index, q.shape[2])
-        here = {pattern: pattern.at_layer(layer.index) for pattern in dict.fromkeys(patterns)}
-        patterns = tuple(here[pattern] for pattern in patterns)
-        groups = {
-            pattern: tuple(h for h, p in enumerate(patterns) if p == pattern) for pattern in dict.fromkeys(patterns)
-        }
-        return Call(tuple(groups.items()), grid, padding, number)
+        return Call(self._groups_at(layer.index, patterns), grid, padding, number)
+
+    def _groups_at(self, layer: int, patterns: tuple[Pattern, ...]) -> Groups:
+        """Return which heads of a layer share a call, worked out once."""
+        key = (layer, patterns)
+        if key not in self._groups:
+            here = {pattern: pattern.at_layer(layer) for pattern in dict.fromkeys(patterns)}
+            self._groups[key] = groups_of(tuple(here[pattern] for pattern in patterns))
+        return self._groups[key]
 
     def _padding(self, mask: Tensor, grid: Grid, batch: int) -> Padding | str:
         """Return what a mask says of the text, or why it cannot be honoured."""

@@ -74,6 +74,14 @@ class Pattern:
         """Return the pattern that serves one layer, for patterns that take turns."""
         return self
 
+    def family(self) -> Pattern:
+        """Return what stands for all patterns that one call can serve together: this one alone, unless overridden."""
+        return self
+
+    def joined(self, patterns: Sequence[Pattern]) -> Pattern:
+        """Return the one pattern that serves heads with these patterns of its family, in their order."""
+        return self
+
     def select(self, q: Tensor, k: Tensor, grid: Grid, state: PatternState) -> Selection:
         """Choose the blocks for one call. q, k: [B, S, H, D] in kernel order (`state.layout`)."""
         raise TypeError(f"{type(self).__name__} defines no selection: derive from StaticPattern or define select()")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -72,7 +73,8 @@ class Cached(Pattern):
             raise ValueError("Cached takes densities or recall, not both: the first renews by step, the other by drift")
         if self.pattern.knob != "keep":
             raise ValueError(f"Cached densities set the keep of a TopBlocks pattern, got {self.pattern}")
-        if not isinstance(self.densities, tuple) or not self.densities:
+        plain = isinstance(self.densities, tuple) and not any(isinstance(share, tuple) for share in self.densities)
+        if not plain or not self.densities:
             raise ValueError(f"Cached densities must be a tuple of shares, got {self.densities!r}")
         for share in self.densities:
             replace(self.pattern, keep=share)  # type: ignore[call-arg]  # raises where it is no share
@@ -84,8 +86,13 @@ class Cached(Pattern):
         return self.pattern.token_order()
 
     def at_layer(self, layer: int) -> Pattern:
-        inner = self.pattern.at_layer(layer)
-        return self if inner is self.pattern else replace(self, pattern=inner)
+        return self._around(self.pattern.at_layer(layer))
+
+    def family(self) -> Pattern:
+        return self if self.densities is not None else self._around(self.pattern.family())
+
+    def joined(self, patterns: Sequence[Pattern]) -> Pattern:
+        return self._around(self.pattern.joined([one.pattern for one in patterns if isinstance(one, Cached)]))
 
     def with_density(self, grid: Grid, target: float, device: torch.device | str = "cpu") -> Cached:
         return replace(self, pattern=self.pattern.with_density(grid, target, device), densities=None)
@@ -131,6 +138,9 @@ class Cached(Pattern):
         memory["residual"] = torch.where(owed, dense - out, memory.get("residual", out))
         del memory["owed"]  # last: a call that fails before leaves it to the next one
         return torch.where(owed, dense, out + memory["residual"])
+
+    def _around(self, inner: Pattern) -> Cached:
+        return self if inner is self.pattern else replace(self, pattern=inner)
 
     def _numbered(self, number: int) -> Pattern:
         """Return the pattern of the selection with this number, counted from 0."""

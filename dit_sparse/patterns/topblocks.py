@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,15 +24,15 @@ from dit_sparse.estimate.budget import (
 from dit_sparse.estimate.clusters import cluster_order
 from dit_sparse.estimate.row_outputs import row_outputs
 from dit_sparse.estimate.row_scores import rows_of_blocks, sampled_score
+from dit_sparse.estimate.sinks import Sinks, parse_sinks, sinks_of
 from dit_sparse.estimate.table import parse_score
 from dit_sparse.grid import Grid
 from dit_sparse.kernels.choice import Choice, choose_blocks
 from dit_sparse.kernels.indices import BlockIndices
-from dit_sparse.order import Layout, TokenOrder
+from dit_sparse.order import TokenOrder
 from dit_sparse.patterns.base import Pattern, PatternState
 from dit_sparse.selection import HeadOrder, Selection
 
-SINKS = ("text", "first_frame", "diagonal")
 SELECTORS = ("keep", "mass", "threshold", "recall", "error")
 CYCLE = ("raster", "column", "tile")  # the 1-D, 2-D and 3-D partitions that the layers take in turn
 SEED_OF_BUDGETS = 1  # added to the seed: a score of sampled rows must not be judged by the same rows
@@ -43,7 +43,8 @@ class TopBlocks(Pattern):
     """Keep, for each block of 128 queries, the key blocks with the highest estimated attention mass.
 
     How many, by one of five fields; with none of them keep is 0.25.
-    keep: share of the blocks per row, in (0, 1]; at least one is kept.
+    keep: share of the blocks per row, in (0, 1]; at least one is kept. Or a tuple, with one share for each head of the
+        call: heads that differ in a single keep alone are joined so, and served by one score, choice and launch.
     mass: the best blocks until their share of the row's estimated mass reaches this, the crossing one included.
     threshold: the blocks whose score is more than so many standard deviations above the mean of the row's scores.
     recall: as few blocks as let the rows of a head read this share of their exact softmax mass in the mean, text
@@ -77,7 +78,7 @@ class TopBlocks(Pattern):
     knob: ClassVar[str | None] = "keep"
     suggestions: ClassVar[tuple[str, ...]] = ("topblocks:order=strips,compensate=true", "topblocks:order=strips")
 
-    keep: float | None = None
+    keep: float | tuple[float, ...] | None = None
     order: str = "strips"
     score: str = "mean"
     mass: float | None = None
@@ -97,7 +98,11 @@ class TopBlocks(Pattern):
             object.__setattr__(self, "keep", 0.25)
         if len(given) > 1:
             raise ValueError(f"TopBlocks takes one of {', '.join(SELECTORS)}, got {' and '.join(given)}")
-        for name in ("keep", "mass", "recall", "error", "at_least"):
+        if isinstance(self.keep, tuple) and (not self.keep or None in self.keep):
+            raise ValueError(f"TopBlocks keep must be a share or a tuple of one share for each head, got {self.keep}")
+        for share in self.keep if isinstance(self.keep, tuple) else (self.keep,):
+            _check_share("keep", share)
+        for name in ("mass", "recall", "error", "at_least"):
             _check_share(name, getattr(self, name))
         if self.threshold is not None and not _is_number(self.threshold):
             raise ValueError(f"TopBlocks threshold must be a finite number of deviations, got {self.threshold!r}")
@@ -107,11 +112,13 @@ class TopBlocks(Pattern):
             raise ValueError(f"TopBlocks heads must be equal or adaptive, got {self.heads!r}")
         if self.heads == "adaptive" and self.keep is None:
             raise ValueError(f"TopBlocks heads='adaptive' shares out keep, got {given[0]} instead")
+        if self.heads == "adaptive" and isinstance(self.keep, tuple):
+            raise ValueError(f"TopBlocks heads='adaptive' shares out one keep among the heads, got keep={self.keep}")
         for name in ("dense_text", "compensate"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"TopBlocks {name} must be True or False, got {getattr(self, name)!r}")
         parse_score(self.score)
-        sinks = _parse_sinks(self.sinks)
+        sinks = parse_sinks(self.sinks)
         counts = () if self.clusters is None else _pair(self.clusters)
         if counts and sinks - {"text"}:
             raise ValueError(f"TopBlocks clusters leave no first frame and no diagonal, got sinks={self.sinks!r}")
@@ -126,14 +133,31 @@ class TopBlocks(Pattern):
     def at_layer(self, layer: int) -> Pattern:
         return replace(self, order=CYCLE[layer % len(CYCLE)]) if self.order == "cycle" else self
 
-    def kept_blocks(self, competing: int) -> int:
-        """Return how many of the competing blocks a row keeps: the nearest whole number, at least one."""
+    def family(self) -> Pattern:
+        alone = self.heads == "adaptive" or self.keep is None or isinstance(self.keep, tuple)
+        return self if alone else replace(self, keep=None)
+
+    def joined(self, patterns: Sequence[Pattern]) -> Pattern:
+        keeps = tuple(one.keep for one in patterns if isinstance(one, TopBlocks))
+        return self if len(set(patterns)) == 1 else replace(self, keep=keeps)  # type: ignore[arg-type]
+
+    def kept_blocks(self, competing: int, heads: int) -> tuple[int, ...]:
+        """Return how many of the competing blocks a row of each head keeps: the nearest whole number, at least one.
+
+        Raises: ValueError where keep has shares for another number of heads.
+        """
         assert self.keep is not None
-        return _blocks(self.keep, competing)
+        shares = self.keep if isinstance(self.keep, tuple) else (self.keep,) * heads
+        if len(shares) != heads:
+            raise ValueError(
+                f"TopBlocks keep must have one share for each head of the call, got {len(shares)} shares for {heads} "
+                f"heads (keep={self.keep}); give {heads} shares, or one number for all heads"
+            )
+        return tuple(_blocks(share, competing) for share in shares)
 
     def with_density(self, grid: Grid, target: float, device: torch.device | str = "cpu") -> TopBlocks:
         layout = self.token_order().layout(grid, device)
-        forced = self._sinks(layout, layout.video_blocks).forced
+        forced = sinks_of(self.sinks, layout, layout.video_blocks).forced
         least = 1.0 if forced is None else float(forced.sum(-1).double().mean())
         lowest = max(1.0, least) / layout.video_blocks
         if not lowest * 0.99 <= target <= 1.0:
@@ -189,14 +213,15 @@ class TopBlocks(Pattern):
         """Return how many competing blocks each row keeps, int32 [B*H], or None for mass and threshold."""
         if self.mass is not None or self.threshold is not None:
             return None
-        rows, competing = score.shape[0] * score.shape[1], sinks.competing
-        keep = 0 if self.keep is None else self.kept_blocks(competing)
+        (batch, heads), competing = score.shape[:2], sinks.competing
+        keep = () if self.keep is None else self.kept_blocks(competing, heads)
         if self.keep is not None and self.heads == "equal":
-            return _constant(state, ("keep", keep, rows), lambda on: torch.full((rows,), keep, device=on).int())
+            key = ("keep", keep, batch)
+            return _constant(state, key, lambda on: torch.tensor(keep * batch, dtype=torch.int32, device=on))
         ranked = ranking(score, sinks.always, sinks.forced)
         weight = blocks.q_length / blocks.scored_tokens
         if self.keep is not None:
-            return adaptive_budget(score, ranked, sinks.always, weight, keep, competing)
+            return adaptive_budget(score, ranked, sinks.always, weight, keep[0], competing)
         assert self.recall is not None
         rows_wanted = rows_per_block(blocks.layout, rows_for_recall(self.recall))
         share = sampled_score(q, k, replace(blocks, seed=blocks.seed + SEED_OF_BUDGETS), rows_wanted).exp()
@@ -230,33 +255,9 @@ class TopBlocks(Pattern):
     def _shared_sinks(self, state: PatternState, scored: int) -> Sinks:
         key = ("sinks", self.sinks, scored, self.token_order(), state.layout.start.device)
         if key not in state.shared:
-            state.shared[key] = self._sinks(state.layout, scored)
+            state.shared[key] = sinks_of(self.sinks, state.layout, scored)
         sinks: Sinks = state.shared[key]
         return sinks
-
-    def _sinks(self, layout: Layout, scored: int) -> Sinks:
-        words, device, video = _parse_sinks(self.sinks), layout.start.device, layout.video_blocks
-        always = torch.zeros(layout.blocks, dtype=torch.bool, device=device)
-        if "text" in words:
-            always[video:] = True
-        competing = video if "text" in words else layout.blocks
-        if not words - {"text"}:
-            return Sinks(always, None, competing)
-        forced = torch.zeros(scored, layout.blocks, dtype=torch.bool, device=device)
-        if "diagonal" in words:
-            forced.fill_diagonal_(True)
-        if "first_frame" in words:
-            raster = layout.video_index()
-            forced[:, :video] |= ((raster >= 0) & (raster < layout.grid.frame_tokens)).any(-1)
-        return Sinks(always, forced & ~always, competing)
-
-
-class Sinks(NamedTuple):
-    """Hold the blocks that no score decides on."""
-
-    always: Tensor  # bool [K]: read by every row, outside the budget
-    forced: Tensor | None  # bool [Q, K]: kept, inside the budget
-    competing: int  # key blocks that are not always read
 
 
 def _constant(state: PatternState, key: tuple[object, ...], make: Callable[[torch.device], Tensor]) -> Tensor:
@@ -280,15 +281,6 @@ def _is_number(value: object) -> bool:
 def _check_share(name: str, value: float | None) -> None:
     if value is not None and not (_is_number(value) and 0.0 < value <= 1.0):
         raise ValueError(f"TopBlocks {name} must be a share in (0, 1], got {value!r}")
-
-
-def _parse_sinks(text: str) -> frozenset[str]:
-    words = text.split("+") if isinstance(text, str) else [repr(text)]
-    if words == ["none"]:
-        return frozenset()
-    if len(set(words)) != len(words) or not set(words) <= set(SINKS):
-        raise ValueError(f"TopBlocks sinks must be {', '.join(SINKS)} joined by +, or none, got {text!r}")
-    return frozenset(words)
 
 
 def _pair(clusters: int | tuple[int, int]) -> tuple[int, int]:

@@ -18,6 +18,7 @@ GRID = ds.Grid(5, 12, 20, prefix=9, suffix=140)  # ragged tiles, text on both si
 CLIP = ds.Grid(16, 16, 16)  # whole blocks alone
 PATTERNS = (
     ds.TopBlocks(keep=0.3),
+    ds.TopBlocks(keep=(0.1, 0.3, 0.6, 1.0)),
     ds.TopBlocks(keep=0.3, order="hilbert", sinks="text+diagonal"),
     ds.TopBlocks(threshold=0.5, at_least=0.1, dense_text=False),
     ds.TopBlocks(mass=0.4, compensate=True),

@@ -209,7 +209,7 @@ def test_adaptive_heads_share_out_one_budget(seed: int, keep: float, heads: int)
     equal, adaptive = (ds.TopBlocks(keep, "tile:1x4x4", heads=word) for word in ("equal", "adaptive"))
     state = state_of(equal, grid)
     video = state.layout.video_blocks
-    common, count = equal.select(q, k, grid, state), equal.kept_blocks(video)
+    common, (count, *_) = equal.select(q, k, grid, state), equal.kept_blocks(video, heads)
     share = recalls(equal, q, k, state, common)
     found = adaptive.select(q, k, grid, state).indices.block_mask()[:, :video, :video].sum(-1)
     assert (found == found[:, :1]).all(), "all rows of a head keep the same number"
