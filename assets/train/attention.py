@@ -96,22 +96,28 @@ def draw(measured: dict[str, Any], real: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bundled", type=Path, required=True, help="folder of the pipeline, or of trained shards")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--bundled", type=Path, help="folder of the pipeline, or of trained shards")
+    source.add_argument("--measured", type=Path, help="JSON that --out wrote: only print and draw it")
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--every", type=int, default=3)
     parser.add_argument("--clips", type=int, default=2)
-    parser.add_argument("--out", type=Path, required=True, help="JSON to write")
+    parser.add_argument("--out", type=Path, help="JSON to write")
     parser.add_argument("--real", type=Path, help="JSON of released models' shares: prints a table")
     parser.add_argument("--picture", type=Path, help="PNG to draw; needs --real and matplotlib")
     options = parser.parse_args()
     if options.picture and not options.real:
         parser.error("--picture compares with released models: give their shares with --real")
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = read_trained(options.bundled).to(device).eval()
-    measured = shares(model, options.height, options.steps, options.every, options.clips, device)
-    write_json(options.out, measured)
+    if options.measured:
+        measured = json.loads(options.measured.read_text())
+    else:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model = read_trained(options.bundled).to(device).eval()
+        measured = shares(model, options.height, options.steps, options.every, options.clips, device)
+    if options.out:
+        write_json(options.out, measured)
     if options.real:
         real = json.loads(options.real.read_text())
         print(table(measured, real))
