@@ -26,6 +26,7 @@ from dit_sparse.cli_options import (
     Steps,
     Width,
 )
+from dit_sparse.cli_plans import plans_convert, plans_diff, plans_list, plans_pull, plans_push, plans_show
 
 
 def env(as_json: AsJson = False) -> None:
@@ -152,31 +153,6 @@ def models(as_json: AsJson = False) -> None:
     stdout().print(table(("nothing to make sparse in", "because"), list(REFUSED.items())))
 
 
-def plans_list() -> None:
-    """List presets and patterns with their options."""
-    from dit_sparse.search.plans import list_specs
-
-    print("\n".join(list_specs()))
-
-
-def plans_show(
-    spec: Annotated[str, typer.Argument(help="Preset, pattern or plan file.")],
-    grid: Annotated[str, typer.Option(help="Token grid, frames x rows x columns, with text 13x24x32+77.")] = "17x16x16",
-    png: Annotated[Path | None, typer.Option(help="Draw the blocks of the first pattern that is not dense.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show a plan's rules and what each pattern keeps on a grid."""
-    from dit_sparse.search.plans import describe, draw, parse_grid
-
-    tokens = parse_grid(grid)
-    found = describe(spec, tokens)
-    if png is not None:
-        draw(spec, tokens, png)
-    print(json.dumps(found["plan"], indent=2) if as_json else "\n".join(found["lines"]))
-    if png is not None:
-        print(png)
-
-
 def demo(
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 7860,
     results: Annotated[Path | None, typer.Option(help="Results folder of `compare`. (default: a stored one)")] = None,
@@ -205,6 +181,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "models": models,
     "plans list": plans_list,
     "plans show": plans_show,
+    "plans diff": plans_diff,
+    "plans convert": plans_convert,
+    "plans push": plans_push,
+    "plans pull": plans_pull,
     "bench kernels": bench_kernels,
     "bench model": bench_model,
     "bench forward": bench_forward,
@@ -212,7 +192,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench quality": bench_quality,
     "demo": demo,
 }
-GROUPS = {"plans": "Look at plans and patterns.", "bench": "Measure kernels and models."}
+GROUPS = {
+    "plans": "Look at plans and patterns; compare, convert and share them.",
+    "bench": "Measure kernels and models.",
+}
 
 
 def reporting(command: Callable[..., None]) -> Callable[..., None]:

@@ -10,7 +10,7 @@ PROMPT = "a striped red circle bouncing on a gradient blue and cyan background" 
 
 Model = Annotated[str, typer.Option("--model", "-m", help="bundled, a diffusers folder, or a hub id.")]
 PlanSpecs = Annotated[
-    list[str], typer.Option("--plan", "-p", help="Preset, pattern (topblocks:keep=0.2) or plan file. Repeatable.")
+    list[str], typer.Option("--plan", "-p", help="Preset, pattern (topblocks:keep=0.2), plan file, hub id. Repeatable.")
 ]
 Frames = Annotated[int | None, typer.Option(help="Frames of the clip. (default: the model's)")]
 Height = Annotated[int | None, typer.Option(help="Height in pixels. (default: the model's)")]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dit_sparse.nearest import did_you_mean
 from dit_sparse.patterns import Dense, Pattern, pattern_from_dict
 
 SCHEMA = 1
@@ -56,18 +58,32 @@ class Rule:
 
 @dataclass(frozen=True)
 class ModelBinding:
-    """Say which model a plan was made for. `layers` counts its sparse-able self-attention layers."""
+    """Say which model a plan was made for. `layers` counts its sparse-able self-attention layers.
+
+    config: hash of the transformer's config (`dit_sparse.pipelines.config_hash`), or None where any config will do.
+    """
 
     transformer_class: str
     layers: int
     heads: int
+    config: str | None = None
+
+    def fits(self, other: ModelBinding) -> bool:
+        """Say whether both may be one model: their configs count only where both are known."""
+        configs = {self.config, other.config} - {None}
+        return replace(self, config=None) == replace(other, config=None) and len(configs) < 2
+
+    def __str__(self) -> str:
+        made_of = "" if self.config is None else f", config {self.config}"
+        return f"{self.transformer_class} with {self.layers} layers x {self.heads} heads{made_of}"
 
 
 @dataclass(frozen=True)
 class Plan:
     """Hold rules in order: the first rule that covers a step, transformer, layer and head names its pattern.
 
-    What no rule covers runs dense. `provenance` says where the plan comes from; it is carried, never interpreted.
+    What no rule covers runs dense. `provenance` says where the plan comes from; it is carried and never changes
+    what runs. Its "grid", such as "17x32x32", is where the plan was made: on another one `Schedule` warns once.
     """
 
     rules: tuple[Rule, ...] = ()
@@ -110,16 +126,18 @@ class Plan:
 
         return replace(self, rules=tuple(absolute(rule) for rule in self.rules))
 
-    def check(self, transformer_class: str, layers: int, heads: int) -> None:
-        """Refuse a model that the plan cannot mean.
+    def check(self, transformer_class: str, layers: int, heads: int, config: str | None = None) -> None:
+        """Refuse a model that the plan cannot mean; `config` None is not known, and not asked for.
 
         Raises: ValueError when the plan is bound to another model, or names layers or heads that this one lacks.
         """
-        if self.model is not None and self.model != ModelBinding(transformer_class, layers, heads):
+        if self.model is not None and not self.model.fits(ModelBinding(transformer_class, layers, heads, config)):
+            same_size = self.model.fits(ModelBinding(transformer_class, layers, heads))
+            found = f"config {config}" if same_size else f"{transformer_class} with {layers} x {heads}"
+            way_out = ', or take "config" out of the plan\'s "model" if you know that it serves both' * same_size
             raise ValueError(
-                f"plan {self.name!r} was made for {self.model.transformer_class} with {self.model.layers} layers x "
-                f"{self.model.heads} heads; this model is {transformer_class} with {layers} x {heads}. "
-                "Use a plan made for it, or a preset such as 'balanced'"
+                f"plan {self.name!r} was made for {self.model}; this model is {found}. "
+                f"Use a plan made for it, or a preset such as 'balanced'{way_out}"
             )
         for number, rule in enumerate(self.rules):
             for what, indices, count in (("layer", rule.layers, layers), ("head", rule.heads, heads)):
@@ -131,9 +149,10 @@ class Plan:
                     )
 
     def to_dict(self) -> dict[str, Any]:
-        model = None
+        model: dict[str, Any] | None = None
         if self.model is not None:
             model = {"class": self.model.transformer_class, "layers": self.model.layers, "heads": self.model.heads}
+            model |= {} if self.model.config is None else {"config": self.model.config}
         return {
             "schema": SCHEMA,
             "name": self.name,
@@ -249,16 +268,26 @@ def _rule(values: object, where: str) -> Rule:
 def _model(values: object, where: str) -> ModelBinding | None:
     if values is None:
         return None
-    names = {"class", "layers", "heads"}
-    fields = _object(values, f"{where}, model", names, names)
-    return ModelBinding(fields["class"], fields["layers"], fields["heads"])
+    needed = {"class", "layers", "heads"}
+    fields = _object(values, f"{where}, model", needed | {"config"}, needed)
+    config = fields.get("config")
+    for name in ("layers", "heads"):
+        if not isinstance(fields[name], int) or isinstance(fields[name], bool) or fields[name] < 1:
+            raise ValueError(f"{where}, model: {name} must be an integer >= 1, got {fields[name]!r}")
+    if not isinstance(fields["class"], str):
+        raise ValueError(f"{where}, model: class must be the name of a transformer class, got {fields['class']!r}")
+    if config is not None and not (isinstance(config, str) and re.fullmatch("[0-9a-f]{16}", config)):
+        raise ValueError(f"{where}, model: config must be 16 hex digits, or left out for any config, got {config!r}")
+    return ModelBinding(fields["class"], fields["layers"], fields["heads"], config)
 
 
 def _object(values: object, where: str, known: set[str], needed: set[str]) -> Mapping[str, Any]:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} must be a JSON object, got {type(values).__name__}")
     if unknown := sorted(set(values) - known):
-        raise ValueError(f"{where}: unknown field {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{where}: unknown field {unknown[0]!r}{did_you_mean(unknown[0], known)}; known: {', '.join(sorted(known))}"
+        )
     if missing := sorted(needed - set(values)):
         raise ValueError(f"{where}: field {missing[0]!r} is missing")
     return values

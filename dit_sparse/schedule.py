@@ -53,6 +53,7 @@ class Schedule:
         self.plan, self.transformer = plan.for_depth(len(layer_names)), transformer
         self.layer_names, self.heads = layer_names, heads
         self.options = options or Options()
+        self._told_of_grid = False
         self.timer: Callable[[Layer], AbstractContextManager[Any]] | None = None  # wraps each call; benchmarks set it
         self.reset()
 
@@ -103,6 +104,8 @@ class Schedule:
             self._run = run
             self._clear_record()
         self._calls.clear()
+        if grid is not None and not self._told_of_grid:
+            self._compare_grid(grid)
         self._moment = Moment(grid, text, mask_source, step, total_steps, branch, reason or Moment.reason)
 
     def attend(
@@ -194,6 +197,17 @@ class Schedule:
             here = {pattern: pattern.at_layer(layer) for pattern in dict.fromkeys(patterns)}
             self._groups[key] = groups_of(tuple(here[pattern] for pattern in patterns))
         return self._groups[key]
+
+    def _compare_grid(self, grid: Grid) -> None:
+        """Warn, once for this Schedule, where the plan was made on another grid."""
+        made_on = self.plan.provenance.get("grid")
+        if isinstance(made_on, str) and made_on.partition("+")[0].strip() != "x".join(map(str, grid.shape)):
+            self._told_of_grid = True
+            logger.warning(
+                "%s: plan %r was made on the grid %s and runs on %s; its shares of axes and steps carry over, what was "
+                "measured with it does not",
+                self.transformer, self.plan.name, made_on, grid,
+            )  # fmt: skip
 
     def _padding(self, mask: Tensor, grid: Grid, batch: int) -> Padding | str:
         """Return what a mask says of the text, or why it cannot be honoured."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dit_sparse.hub import fetch, is_repo_id
+from dit_sparse.nearest import did_you_mean
 from dit_sparse.patterns import PATTERNS, Cached, Dense, Pattern, TopBlocks, pattern_from_text
 from dit_sparse.plan import Plan, Rule
 
@@ -25,11 +27,14 @@ PRESETS: dict[str, Plan] = {
 
 
 def parse_spec(spec: str | Path | Pattern | Plan) -> Plan:
-    """Return the plan that `spec` means: a preset, a pattern name with options, the path of a plan, or the object.
+    """Return the plan that `spec` means: a preset, a pattern name with options, the path of a plan, `user/repo`
+    on the Hugging Face hub, or the object.
 
-    Presets and pattern names win over files of the same name; write `./balanced` for the file.
+    Presets and pattern names win over files of the same name, and files over the hub; write `./balanced` for the file.
+    From the hub only plan.json and README.md are fetched, into its cache.
 
-    Raises: ValueError for an unknown name or a broken plan; FileNotFoundError for a path that does not exist.
+    Raises: ValueError for an unknown name or a broken plan; FileNotFoundError for a path or a repository that does not
+        exist; OSError where the hub cannot be reached.
     """
     if isinstance(spec, Plan):
         return spec
@@ -44,9 +49,19 @@ def parse_spec(spec: str | Path | Pattern | Plan) -> Plan:
         if Path(spec).exists() or isinstance(spec, Path):
             return Plan.load(spec)
         if "/" in spec or spec.endswith(".json"):
+            if is_repo_id(spec):
+                return _from_hub(spec)
             raise FileNotFoundError(f"no plan at {spec}")
+        near = did_you_mean(spec.partition(":")[0], [*PRESETS, *PATTERNS])
         raise ValueError(
-            f"unknown plan {spec!r}: not a preset ({', '.join(PRESETS)}), not a pattern ({', '.join(PATTERNS)}), "
+            f"unknown plan {spec!r}{near}: not a preset ({', '.join(PRESETS)}), not a pattern ({', '.join(PATTERNS)}), "
             "and no such file"
         )
     raise ValueError(f"a plan is a str, Path, Pattern or Plan, got {type(spec).__name__}")
+
+
+def _from_hub(repo_id: str) -> Plan:
+    try:
+        return Plan.load(fetch(repo_id))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no file or folder {repo_id} here, and {error}") from error

@@ -53,7 +53,8 @@ def enable(
     of unknown form is left alone, and `summary` lists it. Enabling again replaces the plan, with a warning.
 
     Raises: ValueError for a model without known layers, a plan that does not fit it, an unknown spec or an option out
-        of range; FileNotFoundError for a plan that is not there. Nothing was changed then.
+        of range; FileNotFoundError for a plan that is not there; OSError where the hub cannot be reached. Nothing was
+        changed then.
     """
     options = Options(dense_steps, dense_layers, min_tokens, backend, strict, monitor)
     targets = find_targets(pipe, grid, layers)

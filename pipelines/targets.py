@@ -12,6 +12,7 @@ from dit_sparse.attention import Layer
 from dit_sparse.grid import Grid
 from dit_sparse.options import Options
 from dit_sparse.pipelines import compat
+from dit_sparse.pipelines.config_hash import config_hash
 from dit_sparse.pipelines.hooks import find_hook
 from dit_sparse.pipelines.model_table import model_of, no_known_model
 from dit_sparse.pipelines.models import (
@@ -24,7 +25,7 @@ from dit_sparse.pipelines.models import (
     unknown_model_of,
 )
 from dit_sparse.pipelines.processors import SparseProcessor, carry_settings, dense_call, refusal, sparse_processor
-from dit_sparse.plan import Plan
+from dit_sparse.plan import ModelBinding, Plan
 from dit_sparse.schedule import Schedule
 
 
@@ -39,6 +40,11 @@ class Target:
 
     def processors(self) -> dict[str, Any]:
         return {name: attention_module(self.transformer, name).processor for name in self.layers}
+
+    def binding(self) -> ModelBinding:
+        """Return what a plan made on this transformer is bound to, its config included."""
+        heads = heads_of(attention_module(self.transformer, self.layers[0]))
+        return ModelBinding(type(self.transformer).__name__, len(self.layers), heads, config_hash(self.transformer))
 
     def sparse(self) -> dict[str, SparseProcessor]:
         """Return the sparse processors in place, also those of an earlier plan that meant other layers."""
@@ -124,9 +130,9 @@ def derive(targets: list[Target], plan: Plan, options: Options) -> list[dict[str
     """
     made = []
     for target in targets:
-        class_name = type(target.transformer).__name__
-        heads = heads_of(attention_module(target.transformer, target.layers[0]))
-        plan.check(class_name, len(target.layers), heads)
+        model = target.binding()
+        class_name, heads = model.transformer_class, model.heads
+        plan.check(class_name, model.layers, heads, model.config)
         found, outer = target.processors(), target.model.outer_mask
         refusals = {name: refusal(processor) for name, processor in found.items()}
         if None not in refusals.values():

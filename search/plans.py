@@ -18,12 +18,24 @@ MOST_TOKENS = 200_000  # above this even some rows of blocks take minutes on a C
 def list_specs() -> list[str]:
     """Name every preset with its rules, and every pattern with its fields and their defaults."""
     lines = ["presets (--plan NAME):"]
-    lines += [f"  {name}: {'; '.join(_rules(plan))}" for name, plan in PRESETS.items()]
+    lines += [f"  {name}: {'; '.join(rule_lines(plan))}" for name, plan in PRESETS.items()]
     lines.append("patterns (--plan NAME:field=value,field=value):")
     for name, cls in PATTERNS.items():
         shown = [f.name if f.default is MISSING else f"{f.name}={f.default}" for f in fields(cls)]
         lines.append(f"  {name}: {', '.join(shown) or 'no options'}")
     return lines
+
+
+def rule_lines(plan: Plan) -> list[str]:
+    """Return one line of text for each rule of a plan."""
+    rules = []
+    for rule in plan.rules:
+        where = [f"steps {rule.steps[0]:.0%}-{rule.steps[1]:.0%}"]
+        where += [f"layers {format_indices(rule.layers)}"] if rule.layers is not None else []
+        where += [f"heads {format_indices(rule.heads)}"] if rule.heads is not None else []
+        where += [rule.transformer] if rule.transformer is not None else []
+        rules.append(f"{', '.join(where)}: {rule.pattern}")
+    return rules or ["everything dense"]
 
 
 def parse_grid(text: str) -> Grid:
@@ -52,7 +64,7 @@ def describe(spec: str, grid: Grid) -> dict[str, Any]:
         ValueError: an unknown or broken spec, or a pattern that does not fit the grid.
     """
     plan = parse_spec(spec)
-    lines = [f"plan {plan.name}", *(f"  {rule}" for rule in _rules(plan)), f"on the grid {grid}:"]
+    lines = [f"plan {plan.name}", *(f"  {rule}" for rule in rule_lines(plan)), f"on the grid {grid}:"]
     for pattern in dict.fromkeys(rule.pattern for rule in plan.rules):
         pattern.check(grid)
         lines.append(f"  {pattern}: {_density(pattern, grid)}")
@@ -68,17 +80,6 @@ def draw(spec: str, grid: Grid, path: Path) -> None:
     patterns = [rule.pattern for rule in parse_spec(spec).rules]
     sparse = [pattern for pattern in patterns if not isinstance(pattern, Dense)]
     pictures.draw([*sparse, *patterns, Dense()][0], grid, path)
-
-
-def _rules(plan: Plan) -> list[str]:
-    rules = []
-    for rule in plan.rules:
-        where = [f"steps {rule.steps[0]:.0%}-{rule.steps[1]:.0%}"]
-        where += [f"layers {format_indices(rule.layers)}"] if rule.layers is not None else []
-        where += [f"heads {format_indices(rule.heads)}"] if rule.heads is not None else []
-        where += [rule.transformer] if rule.transformer is not None else []
-        rules.append(f"{', '.join(where)}: {rule.pattern}")
-    return rules or ["everything dense"]
 
 
 def _density(pattern: Pattern, grid: Grid) -> str:

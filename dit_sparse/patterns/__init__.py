@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
+from dit_sparse.nearest import did_you_mean
 from dit_sparse.patterns.base import Pattern, PatternState, StaticPattern
 from dit_sparse.patterns.cached import Cached
 from dit_sparse.patterns.dense import Dense
@@ -49,7 +50,9 @@ def pattern_from_dict(values: object, where: str = "pattern") -> Pattern:
         raise ValueError(f'{where} must be an object with a "name", got {values!r}')
     name = values["name"]
     if name not in PATTERNS:
-        raise ValueError(f"{where}: unknown pattern {name!r}; known: {', '.join(PATTERNS)}")
+        raise ValueError(
+            f"{where}: unknown pattern {name!r}{did_you_mean(name, PATTERNS)}; known: {', '.join(PATTERNS)}"
+        )
     cls = PATTERNS[name]
     known = [item.name for item in fields(cls)]
     options: dict[str, Any] = {}
@@ -58,7 +61,7 @@ def pattern_from_dict(values: object, where: str = "pattern") -> Pattern:
             continue
         if key not in known:
             has = f"its fields are {', '.join(known)}" if known else "it has no fields"
-            raise ValueError(f"{where}: pattern {name!r} has no field {key!r}; {has}")
+            raise ValueError(f"{where}: pattern {name!r} has no field {key!r}{did_you_mean(str(key), known)}; {has}")
         if isinstance(value, Mapping):
             value = pattern_from_dict(value, f"{where}.{key}")
         options[key] = tuple(value) if isinstance(value, list) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 import dit_sparse as ds
 from dit_sparse.patterns import Dense
 from dit_sparse.plan import ModelBinding, format_indices, parse_indices
+from dit_sparse.schedule import Schedule
 
 PLAN = ds.Plan(
     (
@@ -75,6 +77,12 @@ def broken(**changes: object) -> str:
         (broken(rules=[{"pattern": {"name": "radial"}, "steps": [0.5, 0.5]}]), "steps"),
         (broken(rules=[{"pattern": {"name": "radial"}, "steps": 3}]), "steps"),
         (broken(model={"class": "X"}), "model: field 'heads' is missing"),
+        (broken(model={"class": "X", "layers": "3", "heads": 2}), "layers must be an integer"),
+        (broken(model={"class": "X", "layers": 3, "heads": 2, "config": "XYZ"}), "16 hex digits"),
+        (broken(rulez=[]), "'rulez'; did you mean 'rules'"),
+        (broken(rules=[{"pattern": {"name": "radail"}}]), "rule 0, pattern: .*did you mean 'radial'"),
+        (broken(rules=[{"patern": {"name": "radial"}}]), "rule 0: .*did you mean 'pattern'"),
+        (broken(rules=[{"pattern": {"name": "topblocks", "scor": "mean"}}]), "rule 0.*did you mean 'score'"),
         (broken(name=3), "name must be a string"),
         (broken(rules=[{"pattern": {"name": "radial"}, "transformer": 2}]), "component name"),
     ],
@@ -100,6 +108,34 @@ def test_check_refuses_other_models() -> None:
     with pytest.raises(ValueError, match=r"rule 0: layer -3 does not exist"):
         outer.check("X", 2, 2)
     assert outer.for_depth(30).rules == (ds.Rule(ds.Dense(), layers=(0, 27)),)
+
+
+def test_a_config_hash_is_optional(tmp_path: Path) -> None:
+    bound = replace(PLAN, model=ModelBinding("WanTransformer3DModel", 4, 2, "0123456789abcdef"))
+    assert ds.Plan.load(bound.save(tmp_path)) == bound != PLAN
+    assert "config" not in PLAN.to_dict()["model"]
+    bound.check("WanTransformer3DModel", 4, 2, "0123456789abcdef")
+    bound.check("WanTransformer3DModel", 4, 2)  # a model whose config is not known
+    PLAN.check("WanTransformer3DModel", 4, 2, "fedcba9876543210")
+    with pytest.raises(ValueError, match="config 0123456789abcdef; this model is config fedcba9876543210"):
+        bound.check("WanTransformer3DModel", 4, 2, "fedcba9876543210")
+
+
+# told once where the grids differ; text tokens do not count
+@pytest.mark.parametrize(
+    ("made_on", "warnings"), [("2x4x8", 0), ("2x4x8+77", 0), ("17x32x32", 1), (None, 0), ([2, 4, 8], 0)]
+)
+def test_another_grid_is_told_once(caplog: pytest.LogCaptureFixture, made_on: object, warnings: int) -> None:
+    plan = replace(ds.Plan.of(ds.TopBlocks(keep=0.5)), provenance={} if made_on is None else {"grid": made_on})
+    schedule = Schedule(plan)
+    with caplog.at_level("WARNING", logger="dit_sparse"):
+        for _ in range(3):
+            schedule.start_forward(ds.Grid(2, 4, 8, suffix=5), text="suffix", run=object())
+        schedule.reset()
+        schedule.start_forward(ds.Grid(2, 4, 8, suffix=5), text="suffix")
+    told = [record.getMessage() for record in caplog.records if record.name == "dit_sparse"]
+    assert len(told) == warnings
+    assert all("made on the grid 17x32x32 and runs on 2x4x8" in message for message in told)
 
 
 def test_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,6 +68,7 @@ def test_every_way_to_install(tmp_path: Path) -> None:
     expected |= {f"dit_sparse/{p.relative_to(ROOT)}" for p in (ROOT / "assets").rglob("*.safetensors")}
     expected |= {
         "dit_sparse/py.typed",
+        "dit_sparse/search/plan.schema.json",
         "dit_sparse/search/report.schema.json",
         "dit_sparse-0.1.0.dist-info/licenses/LICENSE",
     }
