@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,18 +40,22 @@ class Scores:
     @staticmethod
     def stack(scores: Sequence[Scores]) -> Scores:
         """Put the scores of single candidates, [heads] each, into one."""
-        return Scores(**{name: torch.stack([getattr(one, name) for one in scores]) for name in MEASURED})
+        return _built({name: torch.stack([getattr(one, name) for one in scores]) for name in MEASURED}, 1)
 
     @staticmethod
     def mean(scores: Sequence[Scores]) -> Scores:
         """Return the mean over calls."""
         means = {name: torch.stack([getattr(one, name) for one in scores]).mean(0) for name in MEASURED}
-        return Scores(**means, calls=sum(one.calls for one in scores))
+        return _built(means, sum(one.calls for one in scores))
 
     @staticmethod
     def none() -> Scores:
         """Return what a layer gives that was never called, or never with a known grid."""
-        return Scores(**{name: torch.zeros(0, 0) for name in MEASURED}, calls=0)
+        return _built({name: torch.zeros(0, 0) for name in MEASURED}, 0)
+
+
+def _built(tensors: Mapping[str, Tensor], calls: int) -> Scores:
+    return Scores(tensors["recall"], tensors["error"], tensors["projected"], tensors["density"], calls)
 
 
 @dataclass(frozen=True)

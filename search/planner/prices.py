@@ -1,0 +1,149 @@
+"""What a candidate costs: milliseconds of real calls on this machine, as a launch and a share for each head."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from dit_sparse.attention import Layer, dense_attention
+from dit_sparse.execution import Execution, Tensors
+from dit_sparse.grid import Grid
+from dit_sparse.moment import Call, Moment, groups_of
+from dit_sparse.patterns import Cached, Dense, Pattern
+from dit_sparse.plan import Plan
+from dit_sparse.record import LayerRecord
+from dit_sparse.schedule import Schedule
+
+ROUNDS = {"cpu": 2}
+ROUNDS_ACCELERATOR = 7
+
+
+@dataclass(frozen=True)
+class CallShape:
+    """Describe a self-attention call: q, k, v are [batch, grid.tokens, heads, head_dim] of a torch dtype's name."""
+
+    grid: Grid
+    batch: int
+    heads: int
+    head_dim: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Price:
+    """Hold the milliseconds of one call: `launch` once, `head` for each head that takes part."""
+
+    launch: float
+    head: float
+
+    def of(self, heads: int) -> float:
+        return self.launch + heads * self.head
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Hold what calls of one shape cost, by the text of the pattern; `mixed` is paid where heads must be gathered."""
+
+    shape: CallShape
+    where: str
+    by_pattern: Mapping[str, Price]
+    mixed: float
+
+    def of(self, patterns: Sequence[Pattern]) -> float:
+        """Predict the milliseconds of one call whose heads take these patterns."""
+        groups = groups_of(tuple(patterns))
+        heads = sum(self.by_pattern[str(pattern)].head for pattern in patterns)
+        launches = sum(max(self.by_pattern[str(patterns[h])].launch for h in members) for _, members in groups)
+        return heads + launches + (self.mixed if len(groups) > 1 else 0.0)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Prices:
+        shape = CallShape(**{**values["shape"], "grid": Grid(**values["shape"]["grid"])})
+        found = {text: Price(**price) for text, price in values["by_pattern"].items()}
+        return cls(shape, values["where"], found, values["mixed"])
+
+
+def measure_prices(
+    patterns: Sequence[Pattern],
+    shape: CallShape,
+    device: torch.device | str,
+    backend: str = "auto",
+    told: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Prices:
+    """Time calls with each pattern (dense too) for all heads and for half of them, and one of two groups.
+
+    A call is what a layer pays: token order, choice and kernel; a kept choice is shared out over the steps it serves.
+    Medians of some rounds on random q, k and v, after two to warm up. CUDA events where there are any.
+    """
+    half = max(1, shape.heads // 2)
+    everyone = [Dense(), *(p for p in patterns if not isinstance(p, Dense))]
+    found: dict[str, Price] = {}
+    timer = _Timer(shape, torch.device(device), backend)
+    for number, pattern in enumerate(everyone):
+        told("timing the candidates", number, len(everyone))
+        whole, part = timer.milliseconds([pattern] * shape.heads), timer.milliseconds([pattern] * half)
+        head = (whole - part) / (shape.heads - half) if shape.heads > half else whole
+        head = min(max(head, 0.0), whole / shape.heads)
+        found[str(pattern)] = Price(whole - head * shape.heads, head)
+    mixed = 0.0
+    if len(everyone) > 1 and shape.heads > half:
+        two = [everyone[0]] * half + [everyone[-1]] * (shape.heads - half)
+        alone = found[str(two[0])].of(half) + found[str(two[-1])].of(shape.heads - half)
+        mixed = max(0.0, timer.milliseconds(two) - alone)
+    told("timing the candidates", len(everyone), len(everyone))
+    return Prices(shape, timer.where, found, mixed)
+
+
+class _Timer:
+    """Run calls on random tensors of one shape."""
+
+    def __init__(self, shape: CallShape, device: torch.device, backend: str) -> None:
+        self.shape, self.device, self.backend = shape, device, backend
+        size = (shape.batch, shape.grid.tokens, shape.heads, shape.head_dim)
+        dtype = getattr(torch, shape.dtype)
+        self.tensors = [torch.randn(size, device=device, dtype=dtype) for _ in range(3)]
+        self.layer = Layer("timed", 0, Schedule(Plan.dense()), dense_attention)
+        self.rounds = ROUNDS.get(device.type, ROUNDS_ACCELERATOR)
+        self.where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+    @torch.no_grad()
+    def milliseconds(self, patterns: Sequence[Pattern]) -> float:
+        """Return the median time of a call whose heads take these patterns, the mean over the life of a choice."""
+        q, k, v = (x[:, :, : len(patterns)].contiguous() for x in self.tensors)
+        given = Tensors(q, k, v, None, None, False, None)
+        call = Call(groups_of(tuple(pattern.at_layer(0) for pattern in patterns)), self.shape.grid, None, 0)
+        execution, record = Execution(self.backend), LayerRecord("timed")
+        life = max(p.refresh_steps if isinstance(p, Cached) else 1 for p in patterns)
+
+        def one_life(number: int) -> float:
+            start = self._now()
+            for step in range(life):
+                moment = Moment(self.shape.grid, step=number * life + step)
+                execution.sparse(self.layer, given, call, moment, record)
+            return self._since(start) / life
+
+        for number in range(2):
+            one_life(number)
+        return statistics.median(one_life(2 + number) for number in range(self.rounds))
+
+    def _now(self) -> Any:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _since(self, start: Any) -> float:
+        end = self._now()
+        if self.device.type != "cuda":
+            return float(end - start) * 1e3
+        end.synchronize()
+        return float(start.elapsed_time(end))
