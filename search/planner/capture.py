@@ -44,13 +44,14 @@ class Watch:
                 "pipeline, not on the transformer alone"
             )
         for step, group in self.groups.sampled(moment.total_steps).items():
-            if self._unit(group, layer) in self.missing:
-                if step == moment.step:
-                    return [Visit(pattern) for pattern in self.candidates]
-                first = self.groups.steps_of(group, moment.total_steps)[0]
-                early = [p for p in self.candidates if moment.step == max(first, step - _age(p)) and _age(p)]
-                if early and moment.step < step:
-                    return [Visit(pattern, measured=False) for pattern in early]
+            if moment.step > step or self._unit(group, layer) not in self.missing:
+                continue
+            first = self.groups.steps_of(group, moment.total_steps)[0]
+            begin = {pattern: max(first, step - _age(pattern)) for pattern in self.candidates}
+            if moment.step == step:
+                return [Visit(pattern, begins=begin[pattern] == step) for pattern in self.candidates]
+            if early := [Visit(p, measured=False) for p in self.candidates if begin[p] == moment.step]:
+                return early
         return []
 
     def hear(self, layer: Layer, moment: Moment, scores: Scores) -> None:

@@ -60,10 +60,14 @@ def _built(tensors: Mapping[str, Tensor], calls: int) -> Scores:
 
 @dataclass(frozen=True)
 class Visit:
-    """Ask for one candidate in one call; unmeasured ones only choose, and remember, for a later step."""
+    """Ask for one candidate in one call; unmeasured ones only choose, and remember, for a later step.
+
+    begins: forget what the candidate remembers of earlier steps, as a plan does that changes there.
+    """
 
     pattern: Pattern
     measured: bool = True
+    begins: bool = True
 
 
 class Scoring(Execution):
@@ -94,6 +98,8 @@ class Scoring(Execution):
             found = []
             for visit in wanted:
                 pattern = visit.pattern.at_layer(layer.index)
+                if visit.begins:
+                    self._forget((moment.branch, layer.index, call.number, pattern))
                 ready = self.prepare(layer, pattern, everyone, given, call, moment)
                 if not visit.measured:
                     continue
@@ -104,6 +110,9 @@ class Scoring(Execution):
             if found:
                 self.heard(layer, moment, Scores.stack(found))
         return out
+
+    def _forget(self, place: tuple[object, ...]) -> None:
+        self._memory = {key: kept for key, kept in self._memory.items() if key[: len(place)] != place}
 
     def _sampled(self, layout: Layout) -> Sampled:
         key, shared = ("sampled", id(layout), self.rows), self._shared_of(layout.grid)

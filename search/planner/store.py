@@ -83,7 +83,7 @@ class Store:
             return None
         try:
             with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in MEASURED}
+                tensors = {name: file.get_tensor(name).clone() for name in MEASURED}  # a view would follow the file
                 told = file.metadata() or {}
             why = None if told.get("crc") == str(_checksum(tensors)) else "its checksum is wrong"
         except (SafetensorError, OSError) as error:
