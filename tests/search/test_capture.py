@@ -94,11 +94,14 @@ def test_scores_are_those_of_the_definition(grid: ds.Grid, batch: int) -> None:
 def test_a_sample_tells_what_all_rows_tell() -> None:
     grid = ds.Grid(9, 16, 16)  # 18 blocks
     patterns: list[Pattern] = [TopBlocks(0.3), TopBlocks(0.3, clusters=4)]
-    torch.manual_seed(int(torch.seed()) % 1000)
-    sampled, _, _ = _scores_of(patterns, grid, 1024, None)
-    whole, _, _ = _scores_of(patterns, grid, grid.video_tokens, None)
-    torch.testing.assert_close(sampled.error, whole.error, atol=0.05, rtol=0.2)  # other draws of q, k and v
-    torch.testing.assert_close(sampled.recall, whole.recall, atol=0.05, rtol=0.1)
+    found, seed = [], torch.seed()
+    for rows in (1024, grid.video_tokens):
+        torch.manual_seed(seed)
+        found.append(_scores_of(patterns, grid, rows, None)[0])
+    sampled, whole = found
+    torch.testing.assert_close(sampled.error, whole.error, atol=0.02, rtol=0.2)
+    torch.testing.assert_close(sampled.recall, whole.recall, atol=0.02, rtol=0.1)
+    assert not torch.equal(sampled.error, whole.error)
 
 
 @pytest.mark.parametrize("wanted", [1, 300, 10_000])
