@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dit_sparse.pipelines.enable import attach, disable, enable, processors, sparse, summary
     from dit_sparse.plan import Plan, Rule
     from dit_sparse.schedule import Schedule
+    from dit_sparse.search.planner.run import find_plan
     from dit_sparse.spec import PRESETS, parse_spec
 
 _HOME = {
@@ -49,6 +50,7 @@ _HOME = {
     "pipelines.enable": ("attach", "disable", "enable", "processors", "sparse", "summary"),
     "plan": ("Plan", "Rule"),
     "schedule": ("Schedule",),
+    "search.planner.run": ("find_plan",),
     "spec": ("PRESETS", "parse_spec"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -56,7 +58,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "PATTERNS", "PRESETS", "AutoFrames", "Cached", "Dense", "Frames", "Grid", "Neighborhood", "Pattern", "Plan",
     "Powers", "Radial", "Rule", "Schedule", "Skip", "SparseAttention", "Strided", "Stripes", "TokenOrder", "TopBlocks",
-    "__version__", "attach", "disable", "enable", "parse_spec", "processors", "sparse", "sparse_attention", "summary",
+    "__version__", "attach", "disable", "enable", "find_plan", "parse_spec", "processors", "sparse", "sparse_attention", "summary",
 ]  # fmt: skip
 
 

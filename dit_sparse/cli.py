@@ -1,4 +1,4 @@
-"""The `dit-sparse` command. Exit codes: 0 ok, 1 failed, 2 usage."""
+"""The `dit-sparse` command. Exit codes: 0 ok, 1 failed, 2 usage, 3 gate not met or time up."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from dit_sparse.cli_options import (
     Width,
 )
 from dit_sparse.cli_plans import plans_convert, plans_diff, plans_list, plans_pull, plans_push, plans_show
+from dit_sparse.cli_search import search
 
 
 def env(as_json: AsJson = False) -> None:
@@ -177,6 +178,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "env": env,
     "doctor": doctor,
     "compare": compare,
+    "search": search,
     "inspect": inspect,
     "models": models,
     "plans list": plans_list,

@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 
@@ -31,13 +40,16 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
 
 
 @contextlib.contextmanager
-def progress_on_stderr(silent: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """Give a function (what, done, total): a live bar on a terminal, one line a stage elsewhere."""
+def progress_on_stderr(silent: bool = False, remaining: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Give a function (what, done, total): a live bar on a terminal, one line a stage elsewhere.
+
+    remaining: estimate the time that is left of each stage, too.
+    """
     console = Console(stderr=True, markup=False, highlight=False)
     if silent:
         yield lambda what, done, total: None
     elif console.is_terminal:
-        with _bars(console) as bars:
+        with _bars(console, remaining) as bars:
             current: dict[str, TaskID] = {}
 
             def show(what: str, done: int, total: int) -> None:
@@ -52,8 +64,9 @@ def progress_on_stderr(silent: bool = False) -> Iterator[Callable[[str, int, int
         yield _lines(console)
 
 
-def _bars(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+def _bars(console: Console, remaining: bool) -> Progress:
+    columns: list[ProgressColumn] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [TimeElapsedColumn(), *([TextColumn("left"), TimeRemainingColumn()] if remaining else [])]
     return Progress(*columns, console=console)
 
 

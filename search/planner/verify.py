@@ -1,0 +1,103 @@
+"""Tighten the error budget until the clips of the plan pass the gate: the render decides, scores only propose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dit_sparse.plan import Plan
+from dit_sparse.search.planner.gate import Gate
+from dit_sparse.search.planner.problem import Problem, evaluate, uniform
+from dit_sparse.search.planner.renders import OutOfTimeError, Render
+from dit_sparse.search.planner.solve import Solution, closest, fastest
+
+CLOSE_DB = 0.5  # a plan that passes by no more is close enough to the gate
+NEAR = 1.05  # a budget that passes and one that fails this near to each other tell no more
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """Hold one plan that was tried: its loss budget, what the solver proved, its clips and how far they pass."""
+
+    budget: float
+    solution: Solution
+    plan: Plan
+    render: Render | None = None  # None where time was up before
+    margin_db: float | None = None
+
+    @property
+    def passes(self) -> bool:
+        return self.margin_db is not None and self.margin_db >= 0.0
+
+
+def first_budget(problem: Problem, gate: Gate, measured: bool) -> float:
+    """Return the loss budget to begin with.
+
+    measured: losses are squared errors of clips; then the gate's PSNR says what is allowed. Else the budget is that of
+    the least loss at half the time between the cheapest choice and dense.
+    """
+    if measured and (limit := gate.limits.get("psnr_db")) is not None:
+        return float(10 ** (-limit / 10))
+    dense_ms, _ = evaluate(problem, uniform(problem, 0))
+    cheapest = fastest(problem, math.inf)
+    return closest(problem, (dense_ms + cheapest.ms) / 2).loss
+
+
+def tighten(
+    problem: Problem,
+    gate: Gate,
+    budget: float,
+    make_plan: Callable[[Solution], Plan],
+    render: Callable[[Plan, str], Render],
+    most_trials: int,
+) -> tuple[list[Trial], bool]:
+    """Try plans until one passes the gate closely; return all trials and whether time was up.
+
+    The next budget follows from the margin of the last one, a squared error growing with the loss; between a budget
+    that passed and one that failed it stays between them. Stops early where the cheapest choice of all passes.
+    """
+    most = fastest(problem, math.inf).loss
+    trials: list[Trial] = []
+    passing, failing = 0.0, math.inf
+    for number in range(most_trials):
+        solution = fastest(problem, budget)
+        plan = make_plan(solution)
+        known = next((t for t in trials if t.plan == plan), None)
+        if known is None:
+            try:
+                clips = render(plan, f"rendering plan {number + 1} of at most {most_trials}")
+            except OutOfTimeError:
+                return [*trials, Trial(budget, solution, plan)], True
+            trial = Trial(budget, solution, plan, clips, gate.margin_db(clips.metrics))
+        else:
+            trial = Trial(budget, solution, plan, known.render, known.margin_db)
+        trials.append(trial)
+        assert trial.margin_db is not None
+        if trial.passes:
+            passing = max(passing, budget)
+            if trial.margin_db <= CLOSE_DB or budget >= most:
+                break
+        else:
+            failing = min(failing, budget)
+        if failing <= passing * NEAR:
+            break
+        budget = _next(budget, trial.margin_db, passing, failing, most)
+    return trials, False
+
+
+def best(trials: list[Trial]) -> Trial:
+    """Return the fastest plan that passes, or else the one that comes nearest to the gate, or else the last tried."""
+    passed = [trial for trial in trials if trial.passes]
+    if passed:
+        return min(passed, key=lambda trial: trial.solution.ms)
+    rendered = [trial for trial in trials if trial.margin_db is not None]
+    return max(rendered, key=lambda trial: trial.margin_db or -math.inf) if rendered else trials[-1]
+
+
+def _next(budget: float, margin_db: float, passing: float, failing: float, most: float) -> float:
+    aimed = margin_db - CLOSE_DB / 2
+    wanted = budget * 10 ** (max(-20.0, min(20.0, aimed)) / 10)
+    if passing > 0.0 and math.isfinite(failing) and not passing < wanted < failing:
+        wanted = math.sqrt(passing * failing)
+    return min(wanted, most)
