@@ -58,7 +58,8 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "PATTERNS", "PRESETS", "AutoFrames", "Cached", "Dense", "Frames", "Grid", "Neighborhood", "Pattern", "Plan",
     "Powers", "Radial", "Rule", "Schedule", "Skip", "SparseAttention", "Strided", "Stripes", "TokenOrder", "TopBlocks",
-    "__version__", "attach", "disable", "enable", "find_plan", "parse_spec", "processors", "sparse", "sparse_attention", "summary",
+    "__version__", "attach", "disable", "enable", "find_plan", "parse_spec", "processors", "sparse", "sparse_attention",
+    "summary",
 ]  # fmt: skip
 
 

@@ -17,7 +17,6 @@ from dit_sparse.kernels.backends import NoBackendError
 from dit_sparse.moment import CROSS, Call, Groups, Moment, groups_of
 from dit_sparse.options import Options
 from dit_sparse.padding import Padding, read_padding
-from dit_sparse.patterns import Pattern
 from dit_sparse.plan import Plan
 from dit_sparse.record import LayerRecord, Summary
 
@@ -70,7 +69,7 @@ class Schedule:
         self._run: object = _NO_RUN
         self.execution = Execution(self.options.backend, self.options.monitor)
         self._paddings: dict[Any, Padding | str] = {}
-        self._groups: dict[tuple[int, tuple[Pattern, ...]], Groups] = {}
+        self._groups: dict[tuple[float | None, int, int], Groups] = {}
         self._calls: Counter[int] = Counter()  # of each layer in this forward
         self.grid: Grid | None = None  # of the last call that had one, text counted
         self._clear_record()
@@ -187,13 +186,13 @@ class Schedule:
         assert isinstance(grid, Grid)
         assert not isinstance(padding, str)
         self.grid = grid
-        patterns = self.plan.patterns_at(moment.fraction, self.transformer, layer.index, q.shape[2])
-        return Call(self._groups_at(layer.index, patterns), grid, padding, number)
+        return Call(self._groups_at(moment.fraction, layer.index, q.shape[2]), grid, padding, number)
 
-    def _groups_at(self, layer: int, patterns: tuple[Pattern, ...]) -> Groups:
-        """Return which heads of a layer share a call, worked out once."""
-        key = (layer, patterns)
+    def _groups_at(self, fraction: float | None, layer: int, heads: int) -> Groups:
+        """Return which heads of a layer share a call at a part of the schedule, worked out once."""
+        key = (fraction, layer, heads)
         if key not in self._groups:
+            patterns = self.plan.patterns_at(fraction, self.transformer, layer, heads)
             here = {pattern: pattern.at_layer(layer) for pattern in dict.fromkeys(patterns)}
             self._groups[key] = groups_of(tuple(here[pattern] for pattern in patterns))
         return self._groups[key]

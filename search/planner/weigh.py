@@ -115,8 +115,8 @@ def shortlist(scored: Scored, prices: Prices, weights: Floats) -> Scored:
     priced loss most, launches left out, over prices of a loss from the most useful to the least.
     """
     families = _families(scored.candidates)
-    joined = [n for n, p in enumerate(scored.candidates) if not isinstance(p, StaticPattern)]
-    alone = [n for n, p in enumerate(scored.candidates) if isinstance(p, StaticPattern)]
+    joined = [n for n, p in enumerate(scored.candidates) if not isinstance(p, StaticPattern) or isinstance(p, Dense)]
+    alone = [n for n in range(len(scored.candidates)) if n not in joined]
     room = MOST_FAMILIES - len({families[n] for n in joined})
     if len(alone) <= room:
         return scored

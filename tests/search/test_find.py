@@ -1,0 +1,231 @@
+"""The whole search on a small pipeline: a plan that runs, a gate that decides, work that survives."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+import dit_sparse as ds
+from dit_sparse.cli import build_app
+from dit_sparse.pipelines.generate import Job, generate, load_pipeline
+from dit_sparse.search.planner import store as store_module
+from dit_sparse.search.planner.find import WORK
+from dit_sparse.search.planner.problem import evaluate, uniform
+from dit_sparse.search.planner.run import Found, find_plan
+from dit_sparse.search.planner.solve import fastest
+from tests.compare.tiny import save_tiny_wan
+
+SIZE = {"steps": 4, "frames": 9, "height": 96, "width": 96}  # 5 x 12 x 12 tokens: six blocks, the last one short
+CHOICE = {"specs": ["topblocks", "stripes:kind=diagonal"], "densities": [0.3, 0.6], "step_edges": (0.0, 0.5, 1.0)}
+PROMPTS = {"prompts": ["a red ball"], "held_out": ["a blue ball", "red"]}
+LENIENT, IMPOSSIBLE = "psnr_db>=5", "psnr_db>=99"
+WORDS = [
+    "--steps", "4", "--frames", "9", "--height", "96", "--width", "96", "--candidate", "topblocks", "--density", "0.3",
+    "--density", "0.6", "--device", "cpu", "--no-sensitivity", "--quiet",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_wan(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def pipe(model: Path) -> Any:
+    found = load_pipeline(str(model), "cpu", "float32")
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "prompts.txt"
+    path.write_text("# two of them\na red ball\n\n")
+    return path
+
+
+def search(pipe: Any, out: Path, **options: Any) -> Found:
+    return find_plan(pipe, out, **{**SIZE, **CHOICE, **PROMPTS, "gate": LENIENT, **options})
+
+
+def command(model: Path, out: Path, prompts: Path, *words: str) -> list[str]:
+    return [
+        "search", "--model", str(model), "--out", str(out), "--prompts", str(prompts), "--held-out", str(prompts),
+        *WORDS, *words,
+    ]  # fmt: skip
+
+
+def dit_sparse(*words: str) -> Result:
+    return CliRunner().invoke(build_app(), list(words))
+
+
+def times_of(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_searched_plan_runs_and_the_pipeline_is_left_as_it_was(pipe: Any, tmp_path: Path) -> None:
+    job = Job("a blue ball", 0, **SIZE)
+    before, processors = generate(pipe, job).frames, dict(pipe.transformer.attn_processors)
+    found = search(pipe, tmp_path)
+    assert (generate(pipe, job).frames == before).all()
+    assert all(now is processors[name] for name, now in pipe.transformer.attn_processors.items())
+    assert found.verdict == "met"
+    assert {path.name for path in found.files} == {"plan.json", "README.md", "report.html", "report.md", "report.json"}
+    plan = ds.Plan.load(tmp_path)
+    assert plan == found.plan
+    assert plan.model is not None
+    assert plan.provenance["grid"] == "5x12x12"
+    ds.enable(pipe, tmp_path, min_tokens=0)
+    again = generate(pipe, job).frames
+    assert (again != before).any()
+    assert ds.summary(pipe).sparse_calls > 0
+    measured = found.report["points"][found.report["chosen"]]["measured"]
+    mse = float(((again - before) ** 2).mean())
+    assert -10 * torch.log10(torch.tensor(mse)).item() == pytest.approx(measured["clips"][0]["psnr_db"], abs=0.01)
+
+
+def test_no_uniform_pattern_is_cheaper_at_equal_modelled_error(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: list[Any] = []
+    from dit_sparse.search.planner import run
+
+    keep = run.search_plan
+    monkeypatch.setattr(run, "search_plan", lambda *a: outcomes.append(keep(*a)) or outcomes[-1])
+    search(pipe, tmp_path, sensitivity=True)
+    problem = outcomes[0].problem
+    for candidate in range(problem.loss.shape[-1]):
+        ms, loss = evaluate(problem, uniform(problem, candidate))
+        assert fastest(problem, loss).ms <= ms * (1 + 1e-9)
+
+
+def test_a_gate_that_cannot_be_met_is_told_and_the_nearest_plan_written(
+    model: Path, tmp_path: Path, prompts: Path
+) -> None:
+    result = dit_sparse(*command(model, tmp_path / "out", prompts, "--gate", IMPOSSIBLE, "--trials", "2"))
+    assert result.exit_code == 3, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["verdict"] == "not met"
+    assert "psnr_db>=99" in report["why"]
+    assert ds.Plan.load(tmp_path / "out").provenance["verdict"] == "not met"
+    assert "not met" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("minutes", [1e-9, 0.02])
+def test_at_the_time_limit_the_best_plan_so_far_is_written(
+    model: Path, tmp_path: Path, prompts: Path, minutes: float
+) -> None:
+    result = dit_sparse(*command(model, tmp_path / "out", prompts, "--gate", LENIENT, "--minutes", str(minutes)))
+    assert result.exit_code == 3, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["verdict"] == "unverified"
+    assert "time was up" in report["why"]
+    assert "unverified" in (tmp_path / "out" / "README.md").read_text()
+    ds.Plan.load(tmp_path / "out")
+
+
+@pytest.mark.parametrize("when", ["units/*.safetensors", "renders/*.json"], ids=["scoring", "rendering"])
+def test_a_search_survives_kill(model: Path, tmp_path: Path, prompts: Path, when: str) -> None:
+    out = tmp_path / "out"
+    words = command(model, out, prompts, "--gate", IMPOSSIBLE, "--trials", "2")
+    process = subprocess.Popen([sys.executable, "-c", "from dit_sparse.cli import main; main()", *words])
+    begin = time.monotonic()
+    while not list((out / WORK).glob(when)):
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() - begin < 120
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: at for path, at in times_of(out / WORK).items() if not path.parent.name.startswith(".")}
+    assert not (out / "plan.json").exists()
+    result = dit_sparse(*words)
+    assert result.exit_code == 3, result.output
+    now = times_of(out / WORK)
+    assert {path: now.get(path) for path in kept} == kept
+    assert ds.Plan.load(out).provenance["verdict"] == "not met"
+
+
+def test_a_finished_search_is_repeated_from_disk(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = search(pipe, tmp_path)
+    monkeypatch.setattr(pipe.transformer, "forward", lambda *args, **kwargs: pytest.fail("something was generated"))
+    again = search(pipe, tmp_path)
+    assert again.plan == first.plan
+    assert again.report["points"] == first.report["points"]
+
+
+def test_a_full_disk_loses_nothing(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    save = store_module.save_file
+
+    def full(tensors: Any, path: Path, metadata: dict[str, str]) -> None:
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        written.append(path.name)
+        save(tensors, path, metadata)
+
+    monkeypatch.setattr(store_module, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        search(pipe, tmp_path)
+    kept = times_of(tmp_path / WORK / "units")
+    assert sorted(path.name for path in kept) == sorted(written)
+    monkeypatch.setattr(store_module, "save_file", save)
+    assert search(pipe, tmp_path).verdict == "met"
+    assert {path: times_of(tmp_path / WORK / "units")[path] for path in kept} == kept
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--gate", "pnsr_db>=20"], "did you mean 'psnr_db'"),
+        (["--candidate", "topblokcs"], "topblocks"),
+        (["--density", "2"], "densities must be shares"),
+        (["--minutes", "0"], "minutes must be positive"),
+        (["--trials", "0"], "at least 1"),
+        (["--prompts", "nowhere.txt"], "does not exist"),
+    ],
+)
+def test_what_is_mistyped_is_refused_before_any_work(
+    model: Path, tmp_path: Path, prompts: Path, words: list[str], message: str
+) -> None:
+    result = dit_sparse(*command(model, tmp_path / "out", prompts, *words))
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert not (tmp_path / "out" / "plan.json").exists()
+
+
+def test_an_empty_prompts_file_is_refused(model: Path, tmp_path: Path, prompts: Path) -> None:
+    prompts.write_text("# nothing yet\n\n")
+    result = dit_sparse(*command(model, tmp_path / "out", prompts))
+    assert result.exit_code == 2
+    assert "holds no prompt" in result.stderr
+
+
+def test_the_folder_of_another_search_is_left_alone(pipe: Any, tmp_path: Path) -> None:
+    search(pipe, tmp_path)
+    kept = times_of(tmp_path)
+    with pytest.raises(ValueError, match="holds a search that differs in candidates"):
+        search(pipe, tmp_path, densities=[0.5])
+    assert times_of(tmp_path) == kept
+
+
+def test_shipped_prompts_are_many_and_apart() -> None:
+    from dit_sparse.pipelines.bundled import unknown_words
+    from dit_sparse.search.planner.request import shipped_prompts
+
+    for name in ("bundled", "somebody/some-model"):
+        calibration, held_out = shipped_prompts(name)
+        assert len(calibration) >= 8
+        assert len(held_out) >= 16
+        assert not set(calibration) & set(held_out)
+    assert not any(unknown_words(prompt) for prompt in (*shipped_prompts("bundled")[0], *shipped_prompts("bundled")[1]))
