@@ -100,8 +100,7 @@ def _solve(table: Table, goal: int, budget: float, most_gap: float, most_seconds
             choice = again.choice
     elif _gap(value, bound) > max(most_gap, SAME):
         better, proven = _ask_highs(table, goal, budget, found, most_gap, most_seconds)
-        # what was closed before HiGHS was asked is no better than the choice that closed it
-        bound = max(bound, min(proven, value))
+        bound = max(bound, proven)
         if better is not None:
             choice, method = better, "milp"
     ms, loss = evaluate(table.problem, choice)
@@ -114,7 +113,10 @@ def _solve(table: Table, goal: int, budget: float, most_gap: float, most_seconds
 def _ask_highs(
     table: Table, goal: int, budget: float, found: Walk, most_gap: float, most_seconds: float
 ) -> tuple[Choice | None, float]:
-    """Return a better choice than the one found, if HiGHS knows one, and its bound (0 if it was not asked)."""
+    """Return a better choice than the one found, if HiGHS knows one, and its bound (0 if it was not asked).
+
+    What it is not asked about is no better than the choice found, so its bound holds for all choices.
+    """
     use, value = 1 - goal, evaluate(table.problem, found.choice)[goal]
     room = value - found.bound
     regret = regrets(table, found.weights)
