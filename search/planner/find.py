@@ -158,6 +158,9 @@ def _choose(
         problem, search.gate, budget, plan_of, renders.of, search.most_trials
     ))  # fmt: skip
     chosen = best(trials)
+    if chosen.passes and not chosen.plan.rules:
+        why = "no candidate is faster than dense on this machine at this size: the plan is dense"
+        return outcome("met", why, trials, chosen)
     if chosen.passes:
         return outcome("met", f"{search.gate} holds on {len(search.held_out_jobs)} clips", trials, chosen)
     if out_of_time:
