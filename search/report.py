@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dit_sparse.record import Summary
+from dit_sparse.search.report_parts import check_schema, escape_markdown, markdown_table, number, seconds, times
 
 SCHEMA = Path(__file__).with_name("report.schema.json")
 HEADINGS = ("run", "seconds", "speed-up", "attention s", "attention speed-up", "computed density", "PSNR dB", "SSIM")
@@ -20,16 +20,7 @@ def validate(report: Mapping[str, Any]) -> None:
     Raises:
         ValueError: names the place in the report and what the schema asks for there.
     """
-    import jsonschema
-
-    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(report))
-    if error is not None:
-        place = "/".join(str(step) for step in error.absolute_path) or "the report"
-        raise ValueError(f"report does not follow its schema at {place}: {error.message}")
-    bad = [place for place, value in _numbers(report, "") if not math.isfinite(value)]
-    if bad:
-        raise ValueError(f"report holds a number that JSON cannot hold (infinite or NaN) at {', '.join(bad)}")
+    check_schema(report, SCHEMA)
 
 
 def to_json(report: Mapping[str, Any]) -> str:
@@ -72,19 +63,19 @@ def table_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return one row of text for dense and for each plan, under HEADINGS."""
     dense = report["dense"]
     rows: list[tuple[str, ...]] = [
-        ("dense", _seconds(dense["seconds"]), "1.00×", _seconds(dense["attention_seconds"]), "1.00×", "1", "–", "–")
+        ("dense", seconds(dense["seconds"]), "1.00×", seconds(dense["attention_seconds"]), "1.00×", "1", "–", "–")
     ]
     for run in report["sparse"]:
         metrics = run["metrics"]
         rows.append((
             run["name"],
-            _seconds(run["seconds"]),
-            _times(run["speedup"]),
-            _seconds(run["attention_seconds"]),
-            _times(run["attention_speedup"]),
+            seconds(run["seconds"]),
+            times(run["speedup"]),
+            seconds(run["attention_seconds"]),
+            times(run["attention_speedup"]),
             _density(run["computed_density"]),
-            "identical" if metrics["identical"] else _number(metrics["psnr_db"], ".1f"),
-            _number(metrics["ssim"], ".3f"),
+            "identical" if metrics["identical"] else number(metrics["psnr_db"], ".1f"),
+            number(metrics["ssim"], ".3f"),
         ))  # fmt: skip
     return rows
 
@@ -105,20 +96,20 @@ def to_markdown(report: Mapping[str, Any]) -> str:
     request = report["request"]
     lines = [
         "# Dense against sparse", "",
-        f"> {_escape(request['prompt'])}", "",
+        f"> {escape_markdown(request['prompt'])}", "",
         f"Model `{request['model']}` ({report['model']['pipeline']}, {report['model']['parameters'] / 1e6:.1f} M "
         f"transformer parameters), seed {request['seed']}, {request['steps']} steps, {request['dtype']} on "
         f"{request['device']}. {_grid(report['grid'])}", "",
-        _markdown_table(HEADINGS, table_rows(report)), "",
+        markdown_table(HEADINGS, table_rows(report)), "",
         f"Seconds are wall time of a whole generation; warm-up: {report['timing']['warm_up']}. "
         f"Attention seconds come from a separate pass over some steps ({_steps(report['timing'])}), scaled to all "
         "self-attention calls. PSNR and SSIM compare raw frames with the dense ones.", "",
         "## Density", "",
         "Fractions of query-key pairs among video tokens: `kept (skipped)`.", "",
-        _markdown_table(
+        markdown_table(
             ("run", "density", "computed density", "run density", "flicker", "warp error"),
             [(r["name"], _kept(r["density"]), _kept(r["computed_density"]), _kept(r["run_density"]),
-              _number(r["metrics"]["flicker"], ".4f"), _number(r["metrics"]["warp_error"], "+.4f"))
+              number(r["metrics"]["flicker"], ".4f"), number(r["metrics"]["warp_error"], "+.4f"))
              for r in report["sparse"]],
         ), "",
         "`density`: pairs attended in sparse calls; `computed density`: pairs in the blocks that the kernel reads; "
@@ -129,13 +120,13 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         lines.append(
             f"- **{run['name']}** (`{run['spec']}`): {run['sparse_calls']} calls sparse, {run['dense_calls']} dense"
         )
-        lines += [f"  - {count} × {_escape(reason)}" for reason, count in run["dense_reasons"].items()]
+        lines += [f"  - {count} × {escape_markdown(reason)}" for reason, count in run["dense_reasons"].items()]
     if monitored := [run for run in report["sparse"] if run.get("measured")]:
         lines += [
             "", "## Measured in each sparse call", "",
             "Sampled rows against exact attention, in a run of its own: a diagnostic of single calls. Neither recall "
             "nor the error of a call ranks plans by the quality of the clip.", "",
-            _markdown_table(
+            markdown_table(
                 ("run", "mean recall", "lowest recall (layer, step, head)", "mean output error"),
                 [(run["name"], f"{found['recall']:.3f}",
                   f"{found['lowest_recall']:.3f} ({', '.join(map(str, found['lowest_at']))})", f"{found['error']:.3f}")
@@ -143,7 +134,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
             ),
         ]  # fmt: skip
     if report["notes"]:
-        lines += ["", "## Notes", "", *(f"- {_escape(note)}" for note in report["notes"])]
+        lines += ["", "## Notes", "", *(f"- {escape_markdown(note)}" for note in report["notes"])]
     lines += ["", "## Environment", "", *environment_lines(report["environment"])]
     lines += ["", "## Reproduce", "", "```", report["command"], "```", ""]
     return "\n".join(lines)
@@ -159,37 +150,6 @@ def environment_lines(environment: Mapping[str, Any]) -> list[str]:
         else:
             lines.append(f"- {name}: {value if value is not None else '–'}")
     return lines
-
-
-def _markdown_table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    bars = [headings, ("---",) * len(headings), *rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in bars)
-
-
-def _escape(text: str) -> str:
-    for mark in "\\`*_<>|#":
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
-
-
-def _numbers(value: Any, place: str) -> list[tuple[str, float]]:
-    if isinstance(value, Mapping):
-        return [found for key, item in value.items() for found in _numbers(item, f"{place}/{key}")]
-    if isinstance(value, list):
-        return [found for i, item in enumerate(value) for found in _numbers(item, f"{place}/{i}")]
-    return [(place, value)] if isinstance(value, float) else []
-
-
-def _number(value: float | None, form: str) -> str:
-    return "–" if value is None else format(value, form)
-
-
-def _seconds(value: float | None) -> str:
-    return _number(value, ".2f" if value is None or value < 100 else ".0f")
-
-
-def _times(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f}×"
 
 
 def _density(value: Mapping[str, float] | None) -> str:
