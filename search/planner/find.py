@@ -165,7 +165,8 @@ def _choose(
         return outcome("met", f"{search.gate} holds on {len(search.held_out_jobs)} clips", trials, chosen)
     if out_of_time:
         return outcome("unverified", "time was up before a plan passed the gate", trials, chosen)
-    assert chosen.margin_db is not None
+    if chosen.margin_db is None:
+        return outcome("not met", "every error budget that was tried left all calls dense", trials, chosen)
     why = f"{search.gate} is missed by {-chosen.margin_db:.1f} dB by the best of {len(trials)} plans"
     return outcome("not met", why, trials, chosen)
 

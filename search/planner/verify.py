@@ -13,6 +13,7 @@ from dit_sparse.search.planner.renders import OutOfTimeError, Render
 from dit_sparse.search.planner.solve import Solution, closest, fastest
 
 CLOSE_DB = 0.5  # a plan that passes by no more is close enough to the gate
+DENSE_MARGIN_DB = 10.0  # what a budget without any sparse call is raised by
 NEAR = 1.05  # a budget that passes and one that fails this near to each other tell no more
 
 
@@ -55,34 +56,37 @@ def tighten(
     """Try plans until one passes the gate closely; return all trials and whether time was up.
 
     The next budget follows from the margin of the last one, a squared error growing with the loss; between a budget
-    that passed and one that failed it stays between them. Stops early where the cheapest choice of all passes.
+    that passed and one that failed it stays between them. A dense plan, which passes every gate, only says that the
+    budget was too small, unless dense is the cheapest choice. Stops early where the cheapest choice passes.
     """
-    most = fastest(problem, math.inf).loss
+    cheapest = fastest(problem, math.inf)
     trials: list[Trial] = []
     passing, failing = 0.0, math.inf
     for number in range(most_trials):
         solution = fastest(problem, budget)
         plan = make_plan(solution)
-        known = next((t for t in trials if t.plan == plan), None)
-        if known is None:
-            try:
-                clips = render(plan, f"rendering plan {number + 1} of at most {most_trials}")
-            except OutOfTimeError:
-                return [*trials, Trial(budget, solution, plan)], True
-            trial = Trial(budget, solution, plan, clips, gate.margin_db(clips.metrics))
+        if not plan.rules and cheapest.loss > 0.0:
+            margin = DENSE_MARGIN_DB
         else:
-            trial = Trial(budget, solution, plan, known.render, known.margin_db)
-        trials.append(trial)
-        assert trial.margin_db is not None
-        if trial.passes:
-            passing = max(passing, budget)
-            if trial.margin_db <= CLOSE_DB or budget >= most:
+            trial = next((t for t in trials if t.plan == plan), None)
+            if trial is None:
+                try:
+                    clips = render(plan, f"rendering plan {number + 1} of at most {most_trials}")
+                except OutOfTimeError:
+                    return [*trials, Trial(budget, solution, plan)], True
+                trial = Trial(budget, solution, plan, clips, gate.margin_db(clips.metrics))
+                trials.append(trial)
+            assert trial.margin_db is not None
+            margin = trial.margin_db
+            if margin >= 0.0 and (margin <= CLOSE_DB or budget >= cheapest.loss):
                 break
-        else:
-            failing = min(failing, budget)
+        passing = max(passing, budget) if margin >= 0.0 else passing
+        failing = min(failing, budget) if margin < 0.0 else failing
         if failing <= passing * NEAR:
             break
-        budget = _next(budget, trial.margin_db, passing, failing, most)
+        budget = _next(budget, margin, passing, failing, cheapest.loss)
+    if not trials:
+        trials.append(Trial(budget, solution, plan))
     return trials, False
 
 
