@@ -36,6 +36,7 @@ def search(
         bool | None, typer.Option(help="Render how much each part of the model matters. (default: if time allows)")
     ] = None,
     trials: Annotated[int, typer.Option(help="Plans to render at most.")] = 8,
+    batch: Annotated[int, typer.Option(help="Clips that are rendered, and priced, in one call.")] = 1,
     device: Device = None,
     dtype: Dtype = None,
     backend: Backend = "auto",
@@ -62,7 +63,7 @@ def search(
         found = find_plan(
             pipe, out, prompts=texts, held_out=held_out_texts, seeds=tuple(seed or (0,)), gate=gate, minutes=minutes,
             steps=steps, frames=frames, height=height, width=width, guidance=guidance, specs=candidate,
-            densities=density, sensitivity=sensitivity, most_trials=trials, backend=backend, model=model,
+            densities=density, sensitivity=sensitivity, most_trials=trials, batch=batch, backend=backend, model=model,
             progress=progress,
         )  # fmt: skip
     if as_json:

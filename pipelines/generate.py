@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,30 +143,42 @@ def with_defaults(pipe: Any, model: str, job: Job) -> Job:
     return replace(job, **missing)
 
 
-@torch.no_grad()
 def generate(pipe: Any, job: Job, *, on_step: OnStep | None = None) -> Clip:
     """Run a pipeline once and time all of it, text encoding and decoding included.
 
     Raises:
         ValueError: the job does not fit the pipeline.
     """
+    return generate_batch(pipe, (job,), on_step=on_step)[0]
+
+
+@torch.no_grad()
+def generate_batch(pipe: Any, jobs: Sequence[Job], *, on_step: OnStep | None = None) -> list[Clip]:
+    """Run a pipeline once for jobs that differ in prompt and seed alone; seconds are shared out among the clips.
+
+    Raises:
+        ValueError: the jobs differ in more, or do not fit the pipeline.
+    """
     on_cuda = is_cuda(pipe)
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
     wait_for(on_cuda)
     start = time.perf_counter()
-    result = _call(pipe, job, _StepCounter(job, on_step))
+    result = _call(pipe, jobs, _StepCounter(jobs[0], on_step))
     wait_for(on_cuda)
-    seconds = time.perf_counter() - start
-    frames = np.asarray(result.frames[0] if hasattr(result, "frames") else result.images, dtype=np.float32)
-    return Clip(frames, seconds, torch.cuda.max_memory_allocated() if on_cuda else None)
+    seconds = (time.perf_counter() - start) / len(jobs)
+    peak = torch.cuda.max_memory_allocated() if on_cuda else None
+    if not hasattr(result, "frames"):  # images: one array [B, H, W, 3]
+        return [Clip(np.asarray(result.images[b : b + 1], np.float32), seconds, peak) for b in range(len(jobs))]
+    return [Clip(np.asarray(frames, dtype=np.float32), seconds, peak) for frames in result.frames[: len(jobs)]]
 
 
-def run_steps(pipe: Any, job: Job, stop: Callable[[], bool], *, on_step: OnStep | None = None) -> int:
-    """Run the first steps of a job until `stop()` says so after one of them; return how many ran."""
-    counter = _StepCounter(job, on_step, stop)
+def run_steps(pipe: Any, job: Job | Sequence[Job], stop: Callable[[], bool], *, on_step: OnStep | None = None) -> int:
+    """Run the first steps of a job, or of a batch of them, until `stop()` says so after one; return how many ran."""
+    jobs = (job,) if isinstance(job, Job) else job
+    counter = _StepCounter(jobs[0], on_step, stop)
     with torch.no_grad(), contextlib.suppress(_EnoughError):
-        _call(pipe, job, counter)
+        _call(pipe, jobs, counter)
     wait_for(is_cuda(pipe))
     return counter.done
 
@@ -215,10 +227,18 @@ def _arguments(pipe: Any, job: Job) -> dict[str, Any]:
     return given
 
 
-def _call(pipe: Any, job: Job, counter: _StepCounter) -> Any:
+def _call(pipe: Any, jobs: Sequence[Job], counter: _StepCounter) -> Any:
+    arguments = _arguments(pipe, jobs[0])
     # drawn on the CPU, so that a seed means the same clip on every device
-    generator = torch.Generator("cpu").manual_seed(job.seed)
-    return pipe(**_arguments(pipe, job), generator=generator, output_type="np", callback_on_step_end=counter)
+    generators = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
+    if len(jobs) > 1:
+        if len({replace(job, prompt="-", seed=0) for job in jobs}) > 1:
+            raise ValueError("jobs of one batch may differ in prompt and seed only")
+        arguments["prompt"] = [job.prompt for job in jobs]
+        if "negative_prompt" in arguments:
+            arguments["negative_prompt"] = [job.negative_prompt for job in jobs]
+    generator = generators if len(jobs) > 1 else generators[0]
+    return pipe(**arguments, generator=generator, output_type="np", callback_on_step_end=counter)
 
 
 def is_cuda(pipe: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,9 @@ class AttentionTime:
         return sum(calls * (seconds or 0.0) for calls, seconds in pairs)
 
 
-def time_attention(pipe: Any, job: Job, most_steps: int | None, *, on_step: OnStep | None = None) -> AttentionTime:
+def time_attention(
+    pipe: Any, job: Job | Sequence[Job], most_steps: int | None, *, on_step: OnStep | None = None
+) -> AttentionTime:
     """Time every self-attention call of an enabled pipeline, in a pass of its own.
 
     most_steps ends the pass after so many steps with a sparse call (for `Plan.dense()`: so many steps); None runs all.

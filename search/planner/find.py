@@ -97,7 +97,7 @@ def search_plan(pipe: Any, search: Search, out: Path, told: Told) -> Outcome:
     found = candidates(grid, search.specs, search.densities, device=device)
     store = Store(out / WORK, _settings(targets, search, found))
     layers = [(target.name, index) for target in targets for index in range(len(target.layers))]
-    shape = call_shape(pipe, targets[0], grid)
+    shape = call_shape(pipe, targets[0], grid, search.batch)
     kept = sum(isinstance(pattern, Cached) for pattern in found) * len(layers) * BRANCHES
     told(f"{len(found)} candidates; scoring takes about {_gib(shape, kept):.1f} GiB beside the model", 0, 1)
     finished = clock.timed("capture_s", lambda: capture(
@@ -120,7 +120,7 @@ def _choose(
     prices: Prices, told: Told,
 ) -> Outcome:  # fmt: skip
     """Solve and render, in turn, until the gate holds or time is up."""
-    renders = Renders(pipe, search.held_out_jobs, store, search.backend, clock.up, told)
+    renders = Renders(pipe, search.held_out_jobs, search.batch, store, search.backend, clock.up, told)
     scored = shortlist(scored, prices, unprobed(scored))
     weights, probed, dense = unprobed(scored), False, None
     yardsticks: Mapping[str, Metrics] = {}
@@ -186,10 +186,10 @@ def grid_of(pipe: Any, search: Search) -> Grid:
     return grid
 
 
-def call_shape(pipe: Any, target: Target, grid: Grid) -> CallShape:
+def call_shape(pipe: Any, target: Target, grid: Grid, clips: int) -> CallShape:
     """Describe the attention calls of a transformer: those with guidance in one batch have two samples."""
     module = attention_module(target.transformer, target.layers[0])
-    batch = 2 if target.model.cfg == "doubled batch" else 1
+    batch = clips * (2 if target.model.cfg == "doubled batch" else 1)
     dtype = str(next(target.transformer.parameters()).dtype).removeprefix("torch.")
     if str(pipe.device).startswith("cuda") and dtype == "float32":
         dtype = "bfloat16"
@@ -228,6 +228,7 @@ def _settings(targets: Sequence[Target], search: Search, found: Sequence[Pattern
         "candidates": [str(pattern) for pattern in found],
         "backend": search.backend,
         "rows": search.rows,
+        "batch": search.batch,
     }
 
 

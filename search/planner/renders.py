@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from PIL import Image
 
 from dit_sparse.patterns import TopBlocks
 from dit_sparse.pipelines.enable import sparse, summary
-from dit_sparse.pipelines.generate import Job, generate, run_steps
+from dit_sparse.pipelines.generate import Job, generate_batch, run_steps
 from dit_sparse.pipelines.timing import time_attention
 from dit_sparse.plan import Plan
 from dit_sparse.search.metrics import Frames, Metrics, measure
@@ -57,32 +57,30 @@ class Render:
 
 
 class Renders:
-    """Generate clips of `jobs` with plans; what is on disk is not generated again. Raises OutOfTimeError at `stop()`.
+    """Generate clips of `jobs` with plans, `batch` at a time; what is on disk is not generated again.
 
-    backend and min_tokens: of the sparse calls.
+    backend: of the sparse calls. Raises OutOfTimeError where `stop()` says so before a batch.
     """
 
-    def __init__(self, pipe: Any, jobs: Sequence[Job], store: Store, backend: str, stop: Stop, told: Told) -> None:
-        self.pipe, self.jobs, self.store, self.backend = pipe, tuple(jobs), store, backend
+    def __init__(
+        self, pipe: Any, jobs: Sequence[Job], batch: int, store: Store, backend: str, stop: Stop, told: Told
+    ) -> None:
+        self.pipe, self.jobs, self.batch, self.store, self.backend = pipe, tuple(jobs), batch, store, backend
         self.stop, self.told = stop, told
-        self._warm = False
 
     def dense(self) -> Render:
         """Generate the dense clips that every plan is measured against, and time them."""
         known = self.store.read("dense")
         if known is not None and all(self._path(job).exists() for job in self.jobs):
             return Render.from_dict(known)
+        run_steps(self.pipe, self.jobs[: self.batch], lambda: True)
         seconds = []
-        for number, job in enumerate(self.jobs):
-            self._poll("dense clips", number)
-            if not self._warm:
-                run_steps(self.pipe, job, lambda: True)
-                self._warm = True
-            clip = generate(self.pipe, job)
-            seconds.append(clip.seconds)
-            self._keep(job, clip.frames)
+        for jobs in self._batches("dense clips", self.jobs):
+            for job, clip in zip(jobs, generate_batch(self.pipe, jobs), strict=True):
+                seconds.append(clip.seconds)
+                self._keep(job, clip.frames)
         with sparse(self.pipe, Plan.dense()):
-            timed = self._time_attention(self.jobs[0])
+            timed = self._time_attention(self.jobs)
         same = Metrics(None, None, None, None, True)
         found = Render((same,) * len(self.jobs), tuple(seconds), timed["seconds"], 1.0)
         self.store.write("dense", found.to_dict())
@@ -92,51 +90,49 @@ class Renders:
         """Generate the clips of a plan, for some jobs only if they are given, and measure them."""
         wanted = self.jobs if jobs is None else tuple(jobs)
         name = f"renders/{_hash(plan.to_dict()['rules'])}"
-        metrics, seconds = [], []
+        names = {job: f"{name}-{_hash(asdict(job))}" for job in wanted}
+        missing = [job for job in wanted if self.store.read(names[job]) is None]
         with sparse(self.pipe, plan, min_tokens=0, backend=self.backend):
-            warm = False
-            for number, job in enumerate(wanted):
-                known = self.store.read(f"{name}-{_hash(asdict(job))}")
-                if known is None:
-                    self._poll(what, number, len(wanted))
-                    if not warm:
-                        run_steps(self.pipe, job, lambda: True)  # masks are built and kernels compiled
-                        warm = True
-                    clip = generate(self.pipe, job)
-                    known = {"metrics": asdict(measure(self.frames(job), clip.frames)), "seconds": clip.seconds}
+            if missing:
+                run_steps(self.pipe, missing[: self.batch], lambda: True)  # masks are built and kernels compiled
+            for batch in self._batches(what, missing):
+                for job, clip in zip(batch, generate_batch(self.pipe, batch), strict=True):
                     with staged(self.store.folder / "renders") as folder:
                         (folder / self._strip(plan, job).name).write_bytes(strip(clip.frames))
-                    self.store.write(f"{name}-{_hash(asdict(job))}", known)
-                metrics.append(Metrics(**known["metrics"]))
-                seconds.append(known["seconds"])
+                    found = {"metrics": asdict(measure(self.frames(job), clip.frames)), "seconds": clip.seconds}
+                    self.store.write(names[job], found)
             timed = self.store.read(f"{name}-attention")
             if timed is None:
-                timed = self._time_attention(wanted[0])
+                timed = self._time_attention(wanted)
                 self.store.write(f"{name}-attention", timed)
-        return Render(tuple(metrics), tuple(seconds), timed["seconds"], timed["run_density"])
+        clips: list[Any] = [self.store.read(names[job]) for job in wanted]
+        metrics = tuple(Metrics(**clip["metrics"]) for clip in clips)
+        return Render(metrics, tuple(clip["seconds"] for clip in clips), timed["seconds"], timed["run_density"])
 
-    def _time_attention(self, job: Job) -> dict[str, float | None]:
-        """Time every attention call of one run of what is enabled."""
-        taken = time_attention(self.pipe, job, None)
+    def _time_attention(self, jobs: Sequence[Job]) -> dict[str, float | None]:
+        """Time every attention call of one run of what is enabled; seconds of a clip."""
+        batch = jobs[: self.batch]
+        taken = time_attention(self.pipe, batch, None)
         record = summary(self.pipe)
-        return {"seconds": taken.of_run(record.sparse_calls, record.dense_calls), "run_density": record.run_density}
+        seconds = taken.of_run(record.sparse_calls, record.dense_calls)
+        return {"seconds": None if seconds is None else seconds / len(batch), "run_density": record.run_density}
 
     def yardsticks(self, most: int = 4) -> dict[str, Metrics]:
         """Measure how far another seed's clip is, and that of another kernel that reads every block; means of some."""
         known = self.store.read("yardsticks")
         if known is not None:
             return {name: Metrics(**values) for name, values in known.items()}
-        jobs = self.jobs[:most]
-        other, kernel = [], []
-        for number, job in enumerate(jobs):
-            self._poll("yardsticks", number, len(jobs))
-            clip = generate(self.pipe, replace(job, seed=job.seed + SEED_APART))
-            other.append(measure(self.frames(job), clip.frames))
-            with sparse(self.pipe, TopBlocks(keep=1.0), min_tokens=0, backend=self.backend):
-                kernel.append(measure(self.frames(job), generate(self.pipe, job).frames))
-        found = {"another seed": mean_metrics(other), "another dense kernel": mean_metrics(kernel)}
-        self.store.write("yardsticks", {name: asdict(one) for name, one in found.items()})
-        return found
+        other: list[Metrics] = []
+        kernel: list[Metrics] = []
+        for batch in self._batches("yardsticks", self.jobs[:most]):
+            others = [replace(job, seed=job.seed + SEED_APART) for job in batch]
+            for found, jobs, plan in ((other, others, Plan.dense()), (kernel, batch, Plan.of(TopBlocks(keep=1.0)))):
+                with sparse(self.pipe, plan, min_tokens=0, backend=self.backend):
+                    clips = generate_batch(self.pipe, jobs)
+                found += [measure(self.frames(job), clip.frames) for job, clip in zip(batch, clips, strict=True)]
+        means = {"another seed": mean_metrics(other), "another dense kernel": mean_metrics(kernel)}
+        self.store.write("yardsticks", {name: asdict(one) for name, one in means.items()})
+        return means
 
     def frames(self, job: Job) -> Frames:
         """Return the dense clip of a job, float32 [T, H, W, 3] in [0, 1]."""
@@ -158,10 +154,12 @@ class Renders:
     def _path(self, job: Job) -> Path:
         return self.store.folder / CLIPS / f"dense-{_hash(asdict(job))}.npy"
 
-    def _poll(self, what: str, done: int, total: int | None = None) -> None:
-        self.told(what, done, total or len(self.jobs))
-        if self.stop():
-            raise OutOfTimeError
+    def _batches(self, what: str, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+        for at in range(0, len(jobs), self.batch):
+            self.told(what, at, len(jobs))
+            if self.stop():
+                raise OutOfTimeError
+            yield jobs[at : at + self.batch]
 
 
 def strip(frames: Frames) -> bytes:

@@ -24,7 +24,8 @@ class Search:
 
     job: size, steps and guidance of every clip; its prompt and seed are not used. prompts are scored with seed 0,
     held_out are rendered with each of seeds. minutes: limit of all of it, None for none. sensitivity: render probes
-    that tell how much each part of the model matters; None where about a third of the time allows it.
+    that tell how much each part of the model matters; None where about a third of the time allows it. batch: clips
+    that are rendered in one call, for which calls are priced, too.
     """
 
     job: Job
@@ -38,6 +39,7 @@ class Search:
     groups: StepGroups = field(default_factory=StepGroups)
     backend: str = "auto"
     rows: int = ROWS
+    batch: int = 1
     sensitivity: bool | None = None
     most_trials: int = 8
 
@@ -51,8 +53,9 @@ class Search:
             raise ValueError(f"minutes must be positive, got {self.minutes}")
         if self.backend != "auto" and self.backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(('auto', *BACKENDS))}, got {self.backend!r}")
-        if self.rows < 1 or self.most_trials < 1:
-            raise ValueError(f"rows and most_trials must be at least 1, got {self.rows} and {self.most_trials}")
+        for name in ("rows", "batch", "most_trials"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     @property
     def calibration_jobs(self) -> tuple[Job, ...]:

@@ -169,7 +169,7 @@ def _dense(outcome: Outcome) -> dict[str, Any]:
 
 def _yardsticks(outcome: Outcome) -> dict[str, Any]:
     return {
-        name: {"psnr_db": _psnr(found), "ssim": found.ssim, "flicker": found.flicker}
+        name: {"psnr_db": found.psnr_db, "ssim": found.ssim, "flicker": found.flicker}
         for name, found in outcome.yardsticks.items()
     }
 
@@ -196,9 +196,10 @@ def _sensitivity(outcome: Outcome) -> dict[str, Any]:
     if not outcome.probed or scored is None or outcome.weights is None:
         return {"measured": False, "by_group": None, "by_layer": None}
     per_call = outcome.weights / (scored.calls / scored.calls.sum())
-    groups = sorted({place.group for place in scored.places})
+    of_group = np.array([place.group for place in scored.places])
     by_group = [
-        float(np.mean([w for w, p in zip(per_call, scored.places, strict=True) if p.group == g])) for g in groups
+        float(per_call[of_group == group].mean()) if (of_group == group).any() else 0.0
+        for group in range(len(outcome.search.groups))
     ]
     by_layer: dict[str, list[float]] = {}
     for name, layers in bands_of(scored.places):

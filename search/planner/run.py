@@ -53,6 +53,7 @@ def find_plan(
     step_edges: Sequence[float] = EDGES,
     sensitivity: bool | None = None,
     most_trials: int = 8,
+    batch: int = 1,
     backend: str = "auto",
     model: str | None = None,
     progress: Told | None = None,
@@ -63,7 +64,8 @@ def find_plan(
     attention time; then clips of `held_out` are rendered with every one of `seeds`, and the error budget is changed
     until `gate` holds (e.g. "psnr_db>=25,worst_psnr_db>=20", against the dense clips). `specs` and `densities` replace
     the candidates of the patterns' own suggestion. `sensitivity` renders probes of how much each part of the model
-    matters; None decides by the time left. What is finished is kept in out/work: the same call resumes it.
+    matters; None decides by the time left. `batch` clips are rendered in one call. What is finished is kept in
+    out/work: the same call resumes it.
     `model` names the model in the report, and in the shipped prompts ("bundled").
 
     The pipeline is left as it was. At the limit of `minutes` the best plan so far is written, marked unverified.
@@ -89,6 +91,7 @@ def find_plan(
         backend=backend,
         sensitivity=sensitivity,
         most_trials=most_trials,
+        batch=batch,
         **options,
     )
     check_writable(folder)
@@ -118,6 +121,7 @@ def command_of(search: Search, model: str, out: Path) -> str:
     words += [word for seed in search.seeds for word in ("--seed", str(seed))]
     words += [word for spec in search.specs or () for word in ("--candidate", spec)]
     words += [word for density in search.densities for word in ("--density", str(density))]
+    words += ["--batch", str(search.batch)] if search.batch > 1 else []
     words += ["--minutes", str(search.minutes)] if search.minutes is not None else []
     return shlex.join(words)
 

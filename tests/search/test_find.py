@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 
 import dit_sparse as ds
 from dit_sparse.cli import build_app
-from dit_sparse.pipelines.generate import Job, generate, load_pipeline
+from dit_sparse.pipelines.generate import Job, generate, generate_batch, load_pipeline
 from dit_sparse.search.planner import store as store_module
 from dit_sparse.search.planner.candidates import candidates
 from dit_sparse.search.planner.find import WORK
@@ -138,6 +138,26 @@ def test_no_uniform_pattern_is_cheaper_at_equal_modelled_error(
     for candidate in range(problem.loss.shape[-1]):
         ms, loss = evaluate(problem, uniform(problem, candidate))
         assert fastest(problem, loss).ms <= ms * (1 + 1e-9)
+
+
+def test_clips_of_a_batch_are_those_of_single_runs(pipe: Any) -> None:
+    jobs = [Job(prompt, seed, **SIZE) for prompt, seed in (("a red ball", 0), ("a blue ball", 5), ("red", 1))]
+    singles = [generate(pipe, job).frames for job in jobs]
+    batch = [clip.frames for clip in generate_batch(pipe, jobs)]
+    for one, other in zip(singles, batch, strict=True):
+        assert one.shape == other.shape
+        np.testing.assert_allclose(one, other, atol=1e-4)
+    assert np.abs(batch[0] - batch[1]).max() > 1e-3
+    with pytest.raises(ValueError, match="prompt and seed only"):
+        generate_batch(pipe, [jobs[0], Job("red", 0, **{**SIZE, "steps": 3})])
+
+
+def test_a_batch_comes_to_the_figures_of_single_clips(pipe: Any, tmp_path: Path) -> None:
+    one = search(pipe, tmp_path / "one", sensitivity=False)
+    two = search(pipe, tmp_path / "two", sensitivity=False, batch=2)
+    assert one.plan == two.plan
+    for a, b in zip(*(found.report["points"][0]["measured"]["clips"] for found in (one, two)), strict=True):
+        assert a["psnr_db"] == pytest.approx(b["psnr_db"], abs=0.2)
 
 
 def test_a_gate_that_cannot_be_met_is_told_and_the_nearest_plan_written(
