@@ -37,6 +37,7 @@ def search(
     ] = None,
     trials: Annotated[int, typer.Option(help="Plans to render at most.")] = 8,
     batch: Annotated[int, typer.Option(help="Clips that are rendered, and priced, in one call.")] = 1,
+    against: Annotated[bool, typer.Option("--against", help="Render uniform patterns near the plan, too.")] = False,
     device: Device = None,
     dtype: Dtype = None,
     backend: Backend = "auto",
@@ -63,8 +64,8 @@ def search(
         found = find_plan(
             pipe, out, prompts=texts, held_out=held_out_texts, seeds=tuple(seed or (0,)), gate=gate, minutes=minutes,
             steps=steps, frames=frames, height=height, width=width, guidance=guidance, specs=candidate,
-            densities=density, sensitivity=sensitivity, most_trials=trials, batch=batch, backend=backend, model=model,
-            progress=progress,
+            densities=density, sensitivity=sensitivity, most_trials=trials, batch=batch, against=against, backend=backend,
+            model=model, progress=progress,
         )  # fmt: skip
     if as_json:
         print(json.dumps(found.report, indent=2))

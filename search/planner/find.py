@@ -23,7 +23,7 @@ from dit_sparse.search.planner.candidates import candidates
 from dit_sparse.search.planner.capture import Told, bytes_beside_model, capture
 from dit_sparse.search.planner.prices import CallShape, Prices, measure_prices
 from dit_sparse.search.planner.probe import probes, sensitivities, unprobed
-from dit_sparse.search.planner.problem import Floats, Problem
+from dit_sparse.search.planner.problem import Floats, Problem, evaluate, uniform
 from dit_sparse.search.planner.renders import OutOfTimeError, Render, Renders
 from dit_sparse.search.planner.request import Search
 from dit_sparse.search.planner.solve import Solution, fastest
@@ -34,6 +34,8 @@ from dit_sparse.search.planner.weigh import Scored, gather, make_problem, shortl
 WORK = "work"  # folder of the units, clips and facts inside the results folder
 PROBE_SHARE = 0.35  # of the time left, which probes may take
 PROBE_JOBS = 2
+AGAINST = 3  # uniform patterns of a kind that are rendered beside a plan
+TINY = 1e-30
 BRANCHES = 2  # of guidance: conditional and not
 
 
@@ -79,6 +81,7 @@ class Outcome:
     dense: Render | None = None
     renders: Renders | None = None
     yardsticks: Mapping[str, Metrics] = field(default_factory=dict)
+    uniform: Mapping[int, Render] = field(default_factory=dict)  # candidates that were rendered everywhere
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -124,6 +127,7 @@ def _choose(
     scored = shortlist(scored, prices, unprobed(scored))
     weights, probed, dense = unprobed(scored), False, None
     yardsticks: Mapping[str, Metrics] = {}
+    uniform_renders: dict[int, Render] = {}
     notes: list[str] = []
 
     def plan_of(solution: Solution) -> Plan:
@@ -133,7 +137,7 @@ def _choose(
     def outcome(verdict: str, why: str, trials: Sequence[Trial], chosen: Trial) -> Outcome:
         return Outcome(
             search, grid, verdict, why, chosen.plan, scored, prices, weights, probed, problem, tuple(trials), chosen,
-            dense, renders, yardsticks, clock.seconds, tuple(notes),
+            dense, renders, yardsticks, uniform_renders, clock.seconds, tuple(notes),
         )  # fmt: skip
 
     problem = make_problem(scored, prices, weights)
@@ -158,6 +162,12 @@ def _choose(
         problem, search.gate, budget, plan_of, renders.of, search.most_trials
     ))  # fmt: skip
     chosen = best(trials)
+    try:
+        for number in nearest_uniform(scored, problem, chosen) if search.against and not out_of_time else ():
+            pattern = scored.candidates[number]
+            uniform_renders[number] = renders.of(Plan.of(pattern), f"rendering {pattern} everywhere")
+    except OutOfTimeError:
+        notes.append("time was up before all uniform patterns were rendered")
     if chosen.passes and not chosen.plan.rules:
         why = "no candidate is faster than dense on this machine at this size: the plan is dense"
         return outcome("met", why, trials, chosen)
@@ -169,6 +179,17 @@ def _choose(
         return outcome("not met", "every error budget that was tried left all calls dense", trials, chosen)
     why = f"{search.gate} is missed by {-chosen.margin_db:.1f} dB by the best of {len(trials)} plans"
     return outcome("not met", why, trials, chosen)
+
+
+def nearest_uniform(scored: Scored, problem: Problem, chosen: Trial) -> list[int]:
+    """Name the candidates to render everywhere: of each kind the few whose predicted loss is nearest to the plan's."""
+    kinds: dict[str, list[tuple[float, int]]] = {}
+    for number, pattern in enumerate(scored.candidates):
+        if number:
+            _, loss = evaluate(problem, uniform(problem, number))
+            distance = abs(math.log(max(loss, TINY)) - math.log(max(chosen.solution.loss, TINY)))
+            kinds.setdefault(pattern.name, []).append((distance, number))
+    return [number for of_kind in kinds.values() for _, number in sorted(of_kind)[:AGAINST]]
 
 
 def grid_of(pipe: Any, search: Search) -> Grid:

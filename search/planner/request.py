@@ -25,7 +25,8 @@ class Search:
     job: size, steps and guidance of every clip; its prompt and seed are not used. prompts are scored with seed 0,
     held_out are rendered with each of seeds. minutes: limit of all of it, None for none. sensitivity: render probes
     that tell how much each part of the model matters; None where about a third of the time allows it. batch: clips
-    that are rendered in one call, for which calls are priced, too.
+    that are rendered in one call, for which calls are priced, too. against: render the uniform patterns nearest to the
+    plan, too.
     """
 
     job: Job
@@ -40,6 +41,7 @@ class Search:
     backend: str = "auto"
     rows: int = ROWS
     batch: int = 1
+    against: bool = False
     sensitivity: bool | None = None
     most_trials: int = 8
 

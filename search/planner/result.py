@@ -17,7 +17,6 @@ from dit_sparse.search.planner.gate import MOST_DB
 from dit_sparse.search.planner.probe import bands_of
 from dit_sparse.search.planner.problem import Choice, Floats, evaluate, uniform
 from dit_sparse.search.planner.renders import Render
-from dit_sparse.search.planner.verify import Trial
 from dit_sparse.search.planner.weigh import Scored, densities
 
 WORST = 3
@@ -106,17 +105,18 @@ def _points(outcome: Outcome) -> tuple[list[dict[str, Any]], int | None]:
         if trial is outcome.chosen:
             chosen = number
         found.append(point(f"searched {number + 1}", "searched", None, trial.solution.choice))
-        found[-1]["measured"] = _measured(outcome, trial)
+        if trial.render is not None:
+            found[-1]["measured"] = _measured(outcome, trial.render)
     for number, pattern in enumerate(scored.candidates):
         if number:
             found.append(point(str(pattern), "uniform", str(pattern), uniform(problem, number)))
+            if number in outcome.uniform:
+                found[-1]["measured"] = _measured(outcome, outcome.uniform[number])
     return found, chosen
 
 
-def _measured(outcome: Outcome, trial: Trial) -> dict[str, Any] | None:
-    if trial.render is None:
-        return None
-    clips = trial.render.metrics
+def _measured(outcome: Outcome, render: Render) -> dict[str, Any]:
+    clips = render.metrics
     seeds = len(outcome.search.seeds)
     psnr = [_psnr(clip) for clip in clips]
     worst = int(np.argmin(psnr))
@@ -129,9 +129,9 @@ def _measured(outcome: Outcome, trial: Trial) -> dict[str, Any] | None:
         "warp_error": _stats(clips, lambda clip: clip.warp_error, seeds, least_is_worst=False),
         "lpips": None,
         "identical": all(clip.identical for clip in clips),
-        "seconds": float(np.mean(trial.render.seconds)),
-        "attention_seconds": trial.render.attention_seconds,
-        "passes": trial.passes,
+        "seconds": float(np.mean(render.seconds)),
+        "attention_seconds": render.attention_seconds,
+        "passes": outcome.search.gate.margin_db(clips) >= 0.0,
         "clips": [
             {
                 "prompt": number // seeds, "seed": outcome.search.seeds[number % seeds], "psnr_db": clip.psnr_db,

@@ -54,6 +54,7 @@ def find_plan(
     sensitivity: bool | None = None,
     most_trials: int = 8,
     batch: int = 1,
+    against: bool = False,
     backend: str = "auto",
     model: str | None = None,
     progress: Told | None = None,
@@ -65,7 +66,7 @@ def find_plan(
     until `gate` holds (e.g. "psnr_db>=25,worst_psnr_db>=20", against the dense clips). `specs` and `densities` replace
     the candidates of the patterns' own suggestion. `sensitivity` renders probes of how much each part of the model
     matters; None decides by the time left. `batch` clips are rendered in one call. What is finished is kept in
-    out/work: the same call resumes it.
+    out/work: the same call resumes it. `against` renders uniform patterns beside the plan, for the report.
     `model` names the model in the report, and in the shipped prompts ("bundled").
 
     The pipeline is left as it was. At the limit of `minutes` the best plan so far is written, marked unverified.
@@ -92,6 +93,7 @@ def find_plan(
         sensitivity=sensitivity,
         most_trials=most_trials,
         batch=batch,
+        against=against,
         **options,
     )
     check_writable(folder)
@@ -114,13 +116,14 @@ def write(folder: Path, outcome: Outcome, report: Mapping[str, Any], pictures: M
 def command_of(search: Search, model: str, out: Path) -> str:
     """Return the command line that repeats this search."""
     job = search.job
-    words = ["dit-sparse", "search", "--model", model, "--out", str(out), "--gate", str(search.gate)]
+    words = ["dit-sparse", "search", "--model", model, "--out", out.name, "--gate", str(search.gate)]
     for name in ("steps", "frames", "height", "width"):
         if (value := getattr(job, name)) is not None:
             words += [f"--{name}", str(value)]
     words += [word for seed in search.seeds for word in ("--seed", str(seed))]
     words += [word for spec in search.specs or () for word in ("--candidate", spec)]
     words += [word for density in search.densities for word in ("--density", str(density))]
+    words += ["--against"] if search.against else []
     words += ["--batch", str(search.batch)] if search.batch > 1 else []
     words += ["--minutes", str(search.minutes)] if search.minutes is not None else []
     return shlex.join(words)
@@ -148,11 +151,20 @@ def _measured(report: Mapping[str, Any]) -> dict[str, Any]:
     if chosen is not None and (measured := report["points"][chosen]["measured"]) is not None:
         dense = report["dense"]
         found["rows"] = [
-            {"run": "dense", "seconds": dense["seconds"], "attention s": dense["attention_seconds"]},
             {
-                "run": "this plan", "seconds": measured["seconds"], "attention s": measured["attention_seconds"],
-                "PSNR dB": measured["psnr_db"]["mean"], "worst PSNR dB": measured["psnr_db"]["worst"],
-                "run density": report["points"][chosen]["run_density"],
+                "run": "dense", "seconds": _rounded(dense["seconds"]),
+                "attention s": _rounded(dense["attention_seconds"]),
+            },
+            {
+                "run": "this plan", "seconds": _rounded(measured["seconds"]),
+                "attention s": _rounded(measured["attention_seconds"]),
+                "PSNR dB": _rounded(measured["psnr_db"]["mean"]),
+                "worst PSNR dB": _rounded(measured["psnr_db"]["worst"]),
+                "run density": _rounded(report["points"][chosen]["run_density"]),
             },
         ]  # fmt: skip
     return found
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 3)

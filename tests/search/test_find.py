@@ -152,6 +152,16 @@ def test_clips_of_a_batch_are_those_of_single_runs(pipe: Any) -> None:
         generate_batch(pipe, [jobs[0], Job("red", 0, **{**SIZE, "steps": 3})])
 
 
+def test_uniform_patterns_are_rendered_beside_the_plan(pipe: Any, tmp_path: Path) -> None:
+    found = search(pipe, tmp_path, sensitivity=False, against=True)
+    uniform_points = [point for point in found.report["points"] if point["kind"] == "uniform"]
+    measured = [point for point in uniform_points if point["measured"]]
+    assert {point["spec"].partition(":")[0] for point in measured} == {"topblocks", "cached", "stripes"}
+    for point in measured:
+        assert len(point["measured"]["clips"]) == 2
+        assert 5 < point["measured"]["psnr_db"]["mean"] < 100
+
+
 def test_a_batch_comes_to_the_figures_of_single_clips(pipe: Any, tmp_path: Path) -> None:
     one = search(pipe, tmp_path / "one", sensitivity=False)
     two = search(pipe, tmp_path / "two", sensitivity=False, batch=2)
