@@ -49,7 +49,7 @@ def search(
     Resumes what out/work holds of the same search. Exits 3 where the gate is not met or time is up.
     """
     from dit_sparse.pipelines.generate import default_device, default_dtype, load_pipeline
-    from dit_sparse.search.console import progress_on_stderr, stdout, table
+    from dit_sparse.search.console import library_prints_on_stderr, progress_on_stderr, stdout, table
     from dit_sparse.search.planner.report import HEADINGS, table_rows, verdict_line
     from dit_sparse.search.planner.request import read_prompts
     from dit_sparse.search.planner.run import find_plan
@@ -57,15 +57,15 @@ def search(
     texts = None if prompts is None else read_prompts(prompts)
     held_out_texts = None if held_out is None else read_prompts(held_out)
     where = device or default_device()
-    with progress_on_stderr(quiet, remaining=True) as progress:
+    with library_prints_on_stderr(), progress_on_stderr(quiet, remaining=True) as progress:
         progress("loading the model", 0, 1)
         pipe = load_pipeline(model, where, dtype or default_dtype(where))
         pipe.set_progress_bar_config(disable=True)
         found = find_plan(
             pipe, out, prompts=texts, held_out=held_out_texts, seeds=tuple(seed or (0,)), gate=gate, minutes=minutes,
             steps=steps, frames=frames, height=height, width=width, guidance=guidance, specs=candidate,
-            densities=density, sensitivity=sensitivity, most_trials=trials, batch=batch, against=against, backend=backend,
-            model=model, progress=progress,
+            densities=density, sensitivity=sensitivity, most_trials=trials, batch=batch, against=against,
+            backend=backend, model=model, progress=progress,
         )  # fmt: skip
     if as_json:
         print(json.dumps(found.report, indent=2))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -62,6 +64,19 @@ def progress_on_stderr(silent: bool = False, remaining: bool = False) -> Iterato
             yield show
     else:
         yield _lines(console)
+
+
+@contextlib.contextmanager
+def library_prints_on_stderr() -> Iterator[None]:
+    """Send to stderr what compiled libraries print on stdout (HiGHS may, against its settings: HiGHS#2783)."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _bars(console: Console, remaining: bool) -> Progress:

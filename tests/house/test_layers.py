@@ -18,6 +18,7 @@ MAY_REACH_UP = {
     Path("dit_sparse/cli_bench.py"),
     Path("dit_sparse/cli_options.py"),
     Path("dit_sparse/cli_plans.py"),
+    Path("dit_sparse/cli_search.py"),
 }
 BACKENDS = {"reference", "cpu", "triton_forward", "hopper", "flex", "fa4"}
 # beyond the standard library: what each layer may name at all
