@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +35,9 @@ def search(
     sensitivity: Annotated[
         bool | None, typer.Option(help="Render how much each part of the model matters. (default: if time allows)")
     ] = None,
+    validate: Annotated[
+        str | None, typer.Option(help="Do not search: hold this plan against the gate, at this size.")
+    ] = None,
     trials: Annotated[int, typer.Option(help="Plans to render at most.")] = 8,
     batch: Annotated[int, typer.Option(help="Clips that are rendered, and priced, in one call.")] = 1,
     against: Annotated[bool, typer.Option("--against", help="Render uniform patterns near the plan, too.")] = False,
@@ -50,9 +53,12 @@ def search(
     """
     from dit_sparse.pipelines.generate import default_device, default_dtype, load_pipeline
     from dit_sparse.search.console import library_prints_on_stderr, progress_on_stderr, stdout, table
-    from dit_sparse.search.planner.report import HEADINGS, table_rows, verdict_line
+    from dit_sparse.search.planner.report import HEADINGS as REPORT_HEADINGS
+    from dit_sparse.search.planner.report import table_rows, verdict_line
     from dit_sparse.search.planner.request import read_prompts
-    from dit_sparse.search.planner.run import find_plan
+    from dit_sparse.search.planner.run import find_plan, make_search
+    from dit_sparse.search.planner.validate import FILE, HEADINGS, rows, validate_plan, verdict
+    from dit_sparse.spec import parse_spec
 
     texts = None if prompts is None else read_prompts(prompts)
     held_out_texts = None if held_out is None else read_prompts(held_out)
@@ -61,18 +67,28 @@ def search(
         progress("loading the model", 0, 1)
         pipe = load_pipeline(model, where, dtype or default_dtype(where))
         pipe.set_progress_bar_config(disable=True)
-        found = find_plan(
-            pipe, out, prompts=texts, held_out=held_out_texts, seeds=tuple(seed or (0,)), gate=gate, minutes=minutes,
-            steps=steps, frames=frames, height=height, width=width, guidance=guidance, specs=candidate,
-            densities=density, sensitivity=sensitivity, most_trials=trials, batch=batch, against=against,
-            backend=backend, model=model, progress=progress,
-        )  # fmt: skip
+        clips: dict[str, Any] = {
+            "held_out": held_out_texts, "seeds": tuple(seed or (0,)), "gate": gate, "minutes": minutes, "steps": steps,
+            "frames": frames, "height": height, "width": width, "guidance": guidance, "batch": batch,
+            "backend": backend,
+        }  # fmt: skip
+        if validate is not None:
+            request = make_search(pipe, model, **clips)
+            result = validate_plan(pipe, parse_spec(validate), request, out, progress)
+        else:
+            found = find_plan(
+                pipe, out, prompts=texts, specs=candidate, densities=density, sensitivity=sensitivity,
+                most_trials=trials, against=against, model=model, progress=progress, **clips,
+            )  # fmt: skip
+            result = dict(found.report)
     if as_json:
-        print(json.dumps(found.report, indent=2))
+        print(json.dumps(result, indent=2))
     else:
         console = stdout()
-        console.print(table(HEADINGS, table_rows(found.report)))
-        for line in [verdict_line(found.report), *map(str, found.files)]:
-            console.print(line)
-    if found.verdict != "met":
+        headings, lines = (HEADINGS, rows(result)) if validate is not None else (REPORT_HEADINGS, table_rows(result))
+        console.print(table(headings, lines))
+        console.print(verdict(result) if validate is not None else verdict_line(result))
+        for path in (out / FILE,) if validate is not None else found.files:
+            console.print(str(path))
+    if result["verdict"] != "met":
         raise typer.Exit(NOT_MET)

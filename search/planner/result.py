@@ -17,6 +17,7 @@ from dit_sparse.search.planner.gate import MOST_DB
 from dit_sparse.search.planner.probe import bands_of
 from dit_sparse.search.planner.problem import Choice, Floats, evaluate, uniform
 from dit_sparse.search.planner.renders import Render
+from dit_sparse.search.planner.request import Search
 from dit_sparse.search.planner.weigh import Scored, densities
 
 WORST = 3
@@ -106,24 +107,25 @@ def _points(outcome: Outcome) -> tuple[list[dict[str, Any]], int | None]:
             chosen = number
         found.append(point(f"searched {number + 1}", "searched", None, trial.solution.choice))
         if trial.render is not None:
-            found[-1]["measured"] = _measured(outcome, trial.render)
+            found[-1]["measured"] = measured(outcome.search, trial.render)
     for number, pattern in enumerate(scored.candidates):
         if number:
             found.append(point(str(pattern), "uniform", str(pattern), uniform(problem, number)))
             if number in outcome.uniform:
-                found[-1]["measured"] = _measured(outcome, outcome.uniform[number])
+                found[-1]["measured"] = measured(outcome.search, outcome.uniform[number])
     return found, chosen
 
 
-def _measured(outcome: Outcome, render: Render) -> dict[str, Any]:
+def measured(search: Search, render: Render) -> dict[str, Any]:
+    """Sum up the clips of a plan: mean, 95 % interval over prompts and worst of each metric, and every clip."""
     clips = render.metrics
-    seeds = len(outcome.search.seeds)
+    seeds = len(search.seeds)
     psnr = [_psnr(clip) for clip in clips]
     worst = int(np.argmin(psnr))
     return {
         "psnr_db": _stats(clips, _psnr, seeds, least_is_worst=True),
         "worst_prompt": worst // seeds,
-        "worst_seed": outcome.search.seeds[worst % seeds],
+        "worst_seed": search.seeds[worst % seeds],
         "ssim": _stats(clips, lambda clip: clip.ssim, seeds, least_is_worst=True),
         "flicker": _stats(clips, lambda clip: clip.flicker, seeds, least_is_worst=False),
         "warp_error": _stats(clips, lambda clip: clip.warp_error, seeds, least_is_worst=False),
@@ -131,10 +133,10 @@ def _measured(outcome: Outcome, render: Render) -> dict[str, Any]:
         "identical": all(clip.identical for clip in clips),
         "seconds": float(np.mean(render.seconds)),
         "attention_seconds": render.attention_seconds,
-        "passes": outcome.search.gate.margin_db(clips) >= 0.0,
+        "passes": search.gate.margin_db(clips) >= 0.0,
         "clips": [
             {
-                "prompt": number // seeds, "seed": outcome.search.seeds[number % seeds], "psnr_db": clip.psnr_db,
+                "prompt": number // seeds, "seed": search.seeds[number % seeds], "psnr_db": clip.psnr_db,
                 "ssim": clip.ssim, "flicker": clip.flicker, "warp_error": clip.warp_error, "lpips": None,
             }
             for number, clip in enumerate(clips)

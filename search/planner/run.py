@@ -76,11 +76,54 @@ def find_plan(
         OSError: the disk is full or gone; what was finished before stays.
     """
     folder = Path(out)
-    name = model or getattr(pipe, "name_or_path", None) or type(pipe).__name__
+    name = name_of(pipe, model)
+    search = make_search(
+        pipe, name, prompts=prompts, held_out=held_out, seeds=seeds, gate=gate, minutes=minutes, steps=steps,
+        frames=frames, height=height, width=width, guidance=guidance, specs=specs, densities=densities,
+        step_edges=step_edges, sensitivity=sensitivity, most_trials=most_trials, batch=batch, against=against,
+        backend=backend,
+    )  # fmt: skip
+    check_writable(folder)
+    outcome = search_plan(pipe, search, folder, progress or (lambda what, done, total: None))
+    report, pictures = report_of(pipe, outcome, name, command_of(search, name, folder))
+    return write(folder, outcome, report, pictures)
+
+
+def name_of(pipe: Any, model: str | None) -> str:
+    return model or getattr(pipe, "name_or_path", None) or type(pipe).__name__
+
+
+def make_search(
+    pipe: Any,
+    name: str,
+    *,
+    prompts: Sequence[str] | None = None,
+    held_out: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0,),
+    gate: str = USUAL,
+    minutes: float | None = None,
+    steps: int | None = None,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    guidance: float | None = None,
+    specs: Sequence[str] | None = None,
+    densities: Sequence[float] | None = None,
+    step_edges: Sequence[float] = EDGES,
+    sensitivity: bool | None = None,
+    most_trials: int = 8,
+    batch: int = 1,
+    against: bool = False,
+    backend: str = "auto",
+) -> Search:
+    """Fill in what a search leaves open, from the pipeline and the shipped prompts.
+
+    Raises: ValueError for a wrong option, or a size that the pipeline has no argument for.
+    """
     known, known_held_out = shipped_prompts(name)
     job = with_defaults(pipe, name, Job("-", 0, steps, frames, height, width, guidance))
     options: dict[str, Any] = {} if densities is None else {"densities": tuple(densities)}
-    search = Search(
+    return Search(
         job=job,
         prompts=tuple(known[:CALIBRATION] if prompts is None else prompts),
         held_out=tuple(known_held_out[:HELD_OUT] if held_out is None else held_out),
@@ -96,10 +139,6 @@ def find_plan(
         against=against,
         **options,
     )
-    check_writable(folder)
-    outcome = search_plan(pipe, search, folder, progress or (lambda what, done, total: None))
-    report, pictures = report_of(pipe, outcome, name, command_of(search, name, folder))
-    return write(folder, outcome, report, pictures)
 
 
 def write(folder: Path, outcome: Outcome, report: Mapping[str, Any], pictures: Mapping[str, bytes]) -> Found:

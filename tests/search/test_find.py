@@ -264,6 +264,20 @@ def test_what_is_mistyped_is_refused_before_any_work(
     assert not (tmp_path / "out" / "plan.json").exists()
 
 
+def test_a_plan_is_held_against_a_gate_at_another_size(model: Path, tmp_path: Path, prompts: Path) -> None:
+    out, other = tmp_path / "out", ["--height", "64", "--validate", "topblocks:keep=0.5"]
+    words = [word for word in command(model, out, prompts, *other) if word != "--no-sensitivity"]
+    result = dit_sparse(*words, "--gate", LENIENT)
+    assert result.exit_code == 0, result.output
+    found = json.loads((out / "validation.json").read_text())
+    assert found["grid"] == "5x8x12"
+    assert found["measured"]["psnr_db"]["mean"] > 5
+    assert dit_sparse(*words, "--gate", IMPOSSIBLE).exit_code == 3  # from the clips on disk
+    result = dit_sparse(*words[:-1], str(tmp_path / "none.json"))
+    assert result.exit_code == 2
+    assert "no plan at" in result.stderr
+
+
 def test_an_empty_prompts_file_is_refused(model: Path, tmp_path: Path, prompts: Path) -> None:
     prompts.write_text("# nothing yet\n\n")
     result = dit_sparse(*command(model, tmp_path / "out", prompts))
