@@ -32,6 +32,9 @@ def search(
         list[str] | None, typer.Option(help="Pattern to choose from. Repeatable. (default: the patterns' suggestions)")
     ] = None,
     density: Annotated[list[float] | None, typer.Option(help="Density to offer it at. Repeatable.")] = None,
+    step_edges: Annotated[
+        str, typer.Option(help="Shares of the schedule at which a plan may change.")
+    ] = "0,0.1,0.25,0.5,1",
     sensitivity: Annotated[
         bool | None, typer.Option(help="Render how much each part of the model matters. (default: if time allows)")
     ] = None,
@@ -55,7 +58,7 @@ def search(
     from dit_sparse.search.console import library_prints_on_stderr, progress_on_stderr, stdout, table
     from dit_sparse.search.planner.report import HEADINGS as REPORT_HEADINGS
     from dit_sparse.search.planner.report import table_rows, verdict_line
-    from dit_sparse.search.planner.request import read_prompts
+    from dit_sparse.search.planner.request import read_edges, read_prompts
     from dit_sparse.search.planner.run import find_plan, make_search
     from dit_sparse.search.planner.validate import FILE, HEADINGS, rows, validate_plan, verdict
     from dit_sparse.spec import parse_spec
@@ -77,7 +80,8 @@ def search(
             result = validate_plan(pipe, parse_spec(validate), request, out, progress)
         else:
             found = find_plan(
-                pipe, out, prompts=texts, specs=candidate, densities=density, sensitivity=sensitivity,
+                pipe, out, prompts=texts, specs=candidate, densities=density,
+                step_edges=read_edges(step_edges), sensitivity=sensitivity,
                 most_trials=trials, against=against, model=model, progress=progress, **clips,
             )  # fmt: skip
             result = dict(found.report)

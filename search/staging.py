@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+STAGING = ".dit-sparse-"  # how the names of hidden folders begin
+
 
 def check_writable(out: Path) -> None:
     """Refuse a results folder that could not be written, by trying, and leave nothing behind.
@@ -37,7 +39,7 @@ def staged(out: Path) -> Iterator[Path]:
     After an error the folder is gone and `out` holds what it held. Files of other names are never touched.
     """
     out.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".dit-sparse-", dir=out))
+    folder = Path(tempfile.mkdtemp(prefix=STAGING, dir=out))
     try:
         yield folder
         for file in sorted(folder.iterdir()):

@@ -9,6 +9,7 @@ import torch
 from dit_sparse.grid import Grid
 from dit_sparse.patterns import PATTERNS, Cached, Dense, Pattern, StaticPattern, pattern_from_text
 from dit_sparse.search.fitting import fit
+from dit_sparse.search.planner.problem import MOST_FAMILIES
 
 DENSITIES = (0.03, 0.06, 0.1, 0.16, 0.25, 0.4, 0.6)
 REFRESH_STEPS = 3
@@ -46,12 +47,23 @@ def candidates(
             except ValueError as refused:
                 refusals.append(str(refused))
                 continue
+            if isinstance(fitted, Cached) and (fitted.residual or fitted.recall is not None):
+                raise ValueError(
+                    f"{fitted} cannot be scored call by call: its residual and its drift live over steps; give the "
+                    "pattern alone, a search adds the reuse"
+                )
             if isinstance(fitted, Dense) or not _near(fitted, grid, density, device):
                 continue
             found |= dict.fromkeys(_refreshed(fitted, refresh_steps))
     if not found:
         why = f": {refusals[0]}" if refusals else ""
         raise ValueError(f"no candidate pattern fits the grid {grid} at densities {list(densities)}{why}")
+    families = {pattern.family() for pattern in found if not isinstance(pattern, StaticPattern)}
+    if len(families) >= MOST_FAMILIES:
+        raise ValueError(
+            f"{len(families)} families of patterns that choose by content, at most {MOST_FAMILIES - 1} can be weighed "
+            "against each other beside dense; those with and without reuse count as two: offer fewer"
+        )
     return (Dense(), *found)
 
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from dit_sparse.attention import Layer
+from dit_sparse.execution import Tensors
 from dit_sparse.grid import Grid
 from dit_sparse.kernels.indices import BLOCK
-from dit_sparse.moment import Moment
+from dit_sparse.moment import Call, Moment
 from dit_sparse.patterns import Cached, Pattern, TopBlocks
 from dit_sparse.pipelines.enable import sparse
 from dit_sparse.pipelines.generate import Job, run_steps
 from dit_sparse.pipelines.models import attention_module
 from dit_sparse.pipelines.targets import find_schedules, find_targets
 from dit_sparse.search.planner.groups import StepGroups
+from dit_sparse.search.planner.prices import CallShape
 from dit_sparse.search.planner.scoring import Scores, Scoring, Visit
 from dit_sparse.search.planner.store import Store, Unit
 
+SHAPE = "shape"  # fact: what the first call that was scored looked like
 Stop = Callable[[], bool]
 Told = Callable[[str, int, int], None]
 
@@ -35,8 +38,9 @@ class Watch:
     prompt: int
     missing: set[Unit]
     heard: dict[Unit, list[Scores]] = field(default_factory=dict)
+    shape: CallShape | None = None  # of the first call
 
-    def visits(self, layer: Layer, moment: Moment) -> list[Visit]:
+    def visits(self, layer: Layer, moment: Moment, given: Tensors, call: Call) -> list[Visit]:
         """Ask for all candidates at the step that stands for a group; before it, for those that keep a choice."""
         if moment.step is None or not moment.total_steps:
             raise ValueError(
@@ -49,7 +53,8 @@ class Watch:
             first = self.groups.steps_of(group, moment.total_steps)[0]
             begin = {pattern: max(first, step - _age(pattern)) for pattern in self.candidates}
             if moment.step == step:
-                return [Visit(pattern, begins=begin[pattern] == step) for pattern in self.candidates]
+                self.shape = self.shape or CallShape.of(given, call)
+                return [Visit(pattern) for pattern in self.candidates]
             if early := [Visit(p, measured=False) for p in self.candidates if begin[p] == moment.step]:
                 return early
         return []
@@ -62,6 +67,8 @@ class Watch:
 
     def end_step(self, store: Store) -> None:
         """Keep what this step finished."""
+        if self.shape is not None and store.read(SHAPE) is None:
+            store.write(SHAPE, asdict(self.shape))
         for unit, scores in self.heard.items():
             store.save(unit, Scores.mean(scores))
             self.missing.discard(unit)
@@ -156,6 +163,8 @@ def _projections(transformer: nn.Module) -> Callable[[Layer], Tensor | None]:
         weight = getattr(out, "weight", None)
         inner = getattr(module, "inner_dim", None)
         if not isinstance(weight, Tensor) or weight.dim() != 2 or not weight.is_floating_point():
+            return None
+        if weight.is_meta or weight.element_size() < 2:  # offloaded, or quantised with a scale of its own
             return None
         return weight if inner in (None, weight.shape[1]) else None
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,15 @@ import numpy as np
 
 from dit_sparse.grid import Grid
 from dit_sparse.patterns import Cached, Pattern
-from dit_sparse.pipelines.generate import known_transformers
-from dit_sparse.pipelines.geometry import expected_grid
 from dit_sparse.pipelines.models import attention_module, head_dim_of, heads_of
 from dit_sparse.pipelines.targets import Target, find_targets
-from dit_sparse.plan import ModelBinding, Plan
+from dit_sparse.plan import Plan
 from dit_sparse.search.metrics import Metrics
 from dit_sparse.search.planner.candidates import candidates
-from dit_sparse.search.planner.capture import Told, bytes_beside_model, capture
-from dit_sparse.search.planner.prices import CallShape, Prices, measure_prices
+from dit_sparse.search.planner.capture import SHAPE, Stop, Told, bytes_beside_model, capture
+from dit_sparse.search.planner.clock import Clock
+from dit_sparse.search.planner.identity import binding, device_of, grid_of, settings_of
+from dit_sparse.search.planner.prices import CallShape, Price, Prices, measure_prices, place_of
 from dit_sparse.search.planner.probe import probes, sensitivities, unprobed
 from dit_sparse.search.planner.problem import Floats, Problem, evaluate, uniform
 from dit_sparse.search.planner.renders import OutOfTimeError, Render, Renders
@@ -36,30 +35,9 @@ PROBE_SHARE = 0.35  # of the time left, which probes may take
 PROBE_JOBS = 2
 AGAINST = 3  # uniform patterns of a kind that are rendered beside a plan
 TINY = 1e-30
+WARM_UP = 0.1  # of a clip, which each rendered plan pays
+PRICES, MIXED = "prices", "two groups in one call"
 BRANCHES = 2  # of guidance: conditional and not
-
-
-@dataclass
-class Clock:
-    """Tell when the time is up, and what each part took."""
-
-    minutes: float | None
-    started: float = field(default_factory=time.monotonic)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def up(self) -> bool:
-        return self.left < 0
-
-    @property
-    def left(self) -> float:
-        return math.inf if self.minutes is None else self.started + 60 * self.minutes - time.monotonic()
-
-    def timed(self, part: str, run: Callable[[], Any]) -> Any:
-        begin = time.monotonic()
-        try:
-            return run()
-        finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.monotonic() - begin
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,25 +74,32 @@ def search_plan(pipe: Any, search: Search, out: Path, told: Told) -> Outcome:
     clock = Clock(search.minutes)
     targets = find_targets(pipe)
     grid = grid_of(pipe, search)
-    device = str(pipe.device)
+    search.gate.check(search.job.frames, search.job.height or 0, search.job.width or 0)
+    device = device_of(pipe)
     found = candidates(grid, search.specs, search.densities, device=device)
-    store = Store(out / WORK, _settings(targets, search, found))
+    store = Store(out / WORK, settings_of(pipe, targets, search, found))
     layers = [(target.name, index) for target in targets for index in range(len(target.layers))]
-    shape = call_shape(pipe, targets[0], grid, search.batch)
     kept = sum(isinstance(pattern, Cached) for pattern in found) * len(layers) * BRANCHES
-    told(f"{len(found)} candidates; scoring takes about {_gib(shape, kept):.1f} GiB beside the model", 0, 1)
+    told(f"{len(found)} candidates; scoring takes about {_gib(targets[0], grid, kept):.1f} GiB beside the model", 0, 1)
     finished = clock.timed("capture_s", lambda: capture(
         pipe, search.calibration_jobs, found, search.groups, store, clock.up, told, search.backend, search.rows
     ))  # fmt: skip
     steps = search.job.steps or 0
+
+    def dense_plan(why: str) -> Outcome:
+        return Outcome(search, grid, "unverified", f"time was up before {why}: the plan is dense", Plan.dense(),
+                       seconds=clock.seconds)  # fmt: skip
+
     try:
         scored = gather(store, len(search.prompts), layers, found, search.groups, steps)
     except ValueError:
         if finished:
             raise
-        why = "time was up before any layer was scored: the plan is dense"
-        return Outcome(search, grid, "unverified", why, Plan.dense(), seconds=clock.seconds)
-    prices = clock.timed("prices_s", lambda: _prices(store, found, shape, device, search.backend, told))
+        return dense_plan("any layer was scored")
+    try:
+        prices = clock.timed("prices_s", lambda: _prices(store, found, search, device, clock.up, told))
+    except OutOfTimeError:
+        return dense_plan("the candidates were timed")
     return _choose(pipe, search, clock, store, targets, grid, scored, prices, told)
 
 
@@ -129,10 +114,16 @@ def _choose(
     yardsticks: Mapping[str, Metrics] = {}
     uniform_renders: dict[int, Render] = {}
     notes: list[str] = []
+    if len(targets) > 1:
+        notes.append(
+            "which transformer runs is known at one step of each group; where they change inside a group, the steps of "
+            "the other one stay dense there and are not priced: give step edges at the change"
+        )
 
     def plan_of(solution: Solution) -> Plan:
         provenance = {"made_by": "dit-sparse search", "grid": _axes(grid), "steps": search.job.steps}
-        return to_plan(scored, solution.choice, search.groups, "searched", binding(targets), provenance)
+        one = len(targets) == 1
+        return to_plan(scored, solution.choice, search.groups, "searched", binding(targets), provenance, one)
 
     def outcome(verdict: str, why: str, trials: Sequence[Trial], chosen: Trial) -> Outcome:
         return Outcome(
@@ -140,16 +131,17 @@ def _choose(
             dense, renders, yardsticks, uniform_renders, clock.seconds, tuple(notes),
         )  # fmt: skip
 
-    problem = make_problem(scored, prices, weights)
+    problem = make_problem(scored, prices, weights, search.batch)
     try:
         dense = clock.timed("verify_s", renders.dense)
         yardsticks = clock.timed("verify_s", renders.yardsticks)
         jobs = search.held_out_jobs[:PROBE_JOBS]
-        expected = len(probes(scored, search.groups)) * len(jobs) * float(np.mean(dense.seconds))
+        clips = len(probes(scored, search.groups)) * (len(jobs) + WARM_UP)
+        expected = clips * float(np.mean(dense.seconds))
         if search.sensitivity or (search.sensitivity is None and expected < PROBE_SHARE * clock.left):
             weights, _ = clock.timed("sensitivity_s", lambda: sensitivities(scored, search.groups, renders, jobs))
             probed = True
-            problem = make_problem(scored, prices, weights)
+            problem = make_problem(scored, prices, weights, search.batch)
         else:
             notes.append("sensitivity was not measured: all layers and steps count alike in the error budget")
     except OutOfTimeError:
@@ -192,65 +184,40 @@ def nearest_uniform(scored: Scored, problem: Problem, chosen: Trial) -> list[int
     return [number for of_kind in kinds.values() for _, number in sorted(of_kind)[:AGAINST]]
 
 
-def grid_of(pipe: Any, search: Search) -> Grid:
-    """Return the token grid of the clips that are searched for.
-
-    Raises: ValueError where the job's size or the model's configs do not tell it.
-    """
-    transformer = next(iter(known_transformers(pipe).values()))
-    job = search.job
-    if job.height is None or job.width is None or not job.steps:
-        raise ValueError("a search needs the clip's height, width and steps: give them")
-    grid = expected_grid(transformer, pipe.vae.config, job.frames or 1, job.height, job.width)
-    if grid is None:
-        raise ValueError(f"no grid is known for {type(transformer).__name__} at this size")
-    return grid
-
-
-def call_shape(pipe: Any, target: Target, grid: Grid, clips: int) -> CallShape:
-    """Describe the attention calls of a transformer: those with guidance in one batch have two samples."""
+def _gib(target: Target, grid: Grid, kept_choices: int) -> float:
     module = attention_module(target.transformer, target.layers[0])
-    batch = clips * (2 if target.model.cfg == "doubled batch" else 1)
-    dtype = str(next(target.transformer.parameters()).dtype).removeprefix("torch.")
-    if str(pipe.device).startswith("cuda") and dtype == "float32":
-        dtype = "bfloat16"
-    return CallShape(grid, batch, heads_of(module), head_dim_of(module), dtype)
+    batch = 2 if target.model.cfg == "doubled batch" else 1
+    itemsize = min(parameter.element_size() for parameter in target.transformer.parameters())
+    heads, head_dim = heads_of(module), head_dim_of(module)
+    return bytes_beside_model(grid, batch, heads, head_dim, max(2, itemsize), kept_choices) / 2**30
 
 
-def _gib(shape: CallShape, kept_choices: int) -> float:
-    itemsize = 4 if shape.dtype == "float32" else 2
-    return bytes_beside_model(shape.grid, shape.batch, shape.heads, shape.head_dim, itemsize, kept_choices) / 2**30
+def _prices(store: Store, patterns: Sequence[Pattern], search: Search, device: str, stop: Stop, told: Told) -> Prices:
+    """Time what is not on disk for this shape and device; each price is kept as soon as it is known."""
+    seen = store.read(SHAPE)
+    assert seen is not None, "a scored call has a shape"
+    shape = CallShape.from_dict(seen)
+    shape = replace(shape, batch=shape.batch * search.batch)
+    head = {"shape": asdict(shape), "where": place_of(device)}
+    on_disk = store.read(PRICES)
+    facts: dict[str, Any] = dict(on_disk["prices"]) if on_disk and on_disk["head"] == head else {}
 
+    def keep(pattern: str, price: Price) -> None:
+        facts[pattern] = asdict(price)
+        store.write(PRICES, {"head": head, "prices": facts})
+        told("timing the candidates", len(facts), len(patterns))
+        if stop():
+            raise OutOfTimeError
 
-def binding(targets: Sequence[Target]) -> ModelBinding | None:
-    """Return what a plan for all of these transformers is bound to, None where they differ."""
-    found = {target.binding() for target in targets}
-    return found.pop() if len(found) == 1 else None
-
-
-def _prices(
-    store: Store, patterns: Sequence[Pattern], shape: CallShape, device: str, backend: str, told: Told
-) -> Prices:
-    known = store.read("prices")
-    if known is not None:
-        return Prices.from_dict(known)
-    found = measure_prices(patterns, shape, device, backend, told)
-    store.write("prices", found.to_dict())
+    if stop() and len(facts) < len(patterns):
+        raise OutOfTimeError
+    known = {pattern: Price(**price) for pattern, price in facts.items() if pattern != MIXED}
+    mixed = facts.get(MIXED, {}).get("launch")
+    found = measure_prices(patterns, shape, device, search.backend, known, keep, mixed)
+    if mixed is None:
+        facts[MIXED] = asdict(Price(found.mixed, 0.0))
+        store.write(PRICES, {"head": head, "prices": facts})
     return found
-
-
-def _settings(targets: Sequence[Target], search: Search, found: Sequence[Pattern]) -> dict[str, Any]:
-    """Return all that decides what units and clips hold."""
-    return {
-        "transformers": [[target.name, str(target.binding())] for target in targets],
-        "job": asdict(search.job) | {"prompt": None, "seed": None},
-        "prompts": list(search.prompts),
-        "step_edges": list(search.groups.edges),
-        "candidates": [str(pattern) for pattern in found],
-        "backend": search.backend,
-        "rows": search.rows,
-        "batch": search.batch,
-    }
 
 
 def _axes(grid: Grid) -> str:

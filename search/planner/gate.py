@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dit_sparse.nearest import did_you_mean
-from dit_sparse.search.metrics import Metrics
+from dit_sparse.search.metrics import SSIM_WINDOW, Metrics
 
 # name -> (metric, worst clip instead of the mean, more is better)
 LIMITS = {
@@ -22,6 +23,7 @@ LIMITS = {
 }
 USUAL = "psnr_db>=25,worst_psnr_db>=20"
 MOST_DB = 100.0  # stands for identical clips
+ENOUGH_DB = 60.0  # of a clip in a mean, where the limit is not above it: one that is nearly dense excuses no other
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,29 @@ class Gate:
 
         Raises: ValueError for a metric that these clips do not have.
         """
+        if all(clip.identical for clip in clips):
+            return MOST_DB
         return min(self._margin(name, limit, clips) for name, limit in self.limits.items())
+
+    def check(self, frames: int | None, height: int, width: int) -> None:
+        """Refuse, before any work, limits on what clips of this size do not have.
+
+        Raises: ValueError that says what is missing.
+        """
+        for name in self.limits:
+            metric = LIMITS[name][0]
+            if metric in ("flicker", "warp_error") and (frames or 1) < 2:
+                raise ValueError(f"gate {self}: {name} needs a clip of at least 2 frames, got {frames}")
+            if metric == "ssim" and min(height, width) < SSIM_WINDOW:
+                raise ValueError(f"gate {self}: {name} needs sides of at least {SSIM_WINDOW} pixels")
+            if metric == "warp_error" and importlib.util.find_spec("cv2") is None:
+                raise ValueError(f"gate {self}: {name} needs OpenCV: pip install 'dit-sparse[metrics]'")
 
     def _margin(self, name: str, limit: float, clips: Sequence[Metrics]) -> float:
         metric, worst, more = LIMITS[name]
         values = [_value(clip, metric) for clip in clips]
+        if metric == "psnr_db":
+            values = [min(value, max(ENOUGH_DB, limit)) for value in values]
         value = (min(values) if more else max(values)) if worst else sum(values) / len(values)
         if metric == "psnr_db":
             return value - limit

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dit_sparse.attention import Layer, dense_attention
 from dit_sparse.execution import Execution, Tensors
@@ -25,13 +26,23 @@ ROUNDS_ACCELERATOR = 7
 
 @dataclass(frozen=True)
 class CallShape:
-    """Describe a self-attention call: q, k, v are [batch, grid.tokens, heads, head_dim] of a torch dtype's name."""
+    """Describe a self-attention call: q is [batch, grid.tokens, heads, head_dim] of a torch dtype; so are k and v."""
 
     grid: Grid
     batch: int
     heads: int
     head_dim: int
     dtype: str
+    kv_heads: int | None = None  # None: as many as heads
+
+    @classmethod
+    def of(cls, given: Tensors, call: Call) -> CallShape:
+        batch, _, heads, head_dim = given.q.shape
+        return cls(call.grid, batch, heads, head_dim, str(given.q.dtype).removeprefix("torch."), given.k.shape[2])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CallShape:
+        return cls(**{**values, "grid": Grid(**values["grid"])})
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class Prices:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Prices:
-        shape = CallShape(**{**values["shape"], "grid": Grid(**values["shape"]["grid"])})
+        shape = CallShape.from_dict(values["shape"])
         found = {text: Price(**price) for text, price in values["by_pattern"].items()}
         return cls(shape, values["where"], found, values["mixed"])
 
@@ -76,30 +87,43 @@ def measure_prices(
     shape: CallShape,
     device: torch.device | str,
     backend: str = "auto",
-    told: Callable[[str, int, int], None] = lambda what, done, total: None,
+    known: Mapping[str, Price] | None = None,
+    keep: Callable[[str, Price], None] = lambda pattern, price: None,
+    mixed: float | None = None,
 ) -> Prices:
     """Time calls with each pattern (dense too) for all heads and for half of them, and one of two groups.
 
     A call is what a layer pays: token order, choice and kernel; a kept choice is shared out over the steps it serves.
-    Medians of some rounds on random q, k and v, after two to warm up. CUDA events where there are any.
+    Medians of some rounds on random q, k and v, after two to warm up. CUDA events where there are any. What is in
+    `known` is not timed; `keep` hears of each new price, and may raise to stop. `mixed`: as in `Prices`, if known.
     """
-    half = max(1, shape.heads // 2)
     everyone = [Dense(), *(p for p in patterns if not isinstance(p, Dense))]
-    found: dict[str, Price] = {}
+    found = dict(known or {})
     timer = _Timer(shape, torch.device(device), backend)
-    for number, pattern in enumerate(everyone):
-        told("timing the candidates", number, len(everyone))
+    half = timer.half
+    for pattern in everyone:
+        if str(pattern) in found:
+            continue
         whole, part = timer.milliseconds([pattern] * shape.heads), timer.milliseconds([pattern] * half)
         head = (whole - part) / (shape.heads - half) if shape.heads > half else whole
         head = min(max(head, 0.0), whole / shape.heads)
         found[str(pattern)] = Price(whole - head * shape.heads, head)
-    mixed = 0.0
-    if len(everyone) > 1 and shape.heads > half:
+        keep(str(pattern), found[str(pattern)])
+    if mixed is None and (len(everyone) == 1 or shape.heads == half):
+        mixed = 0.0
+    if mixed is None:
         two = [everyone[0]] * half + [everyone[-1]] * (shape.heads - half)
         alone = found[str(two[0])].of(half) + found[str(two[-1])].of(shape.heads - half)
         mixed = max(0.0, timer.milliseconds(two) - alone)
-    told("timing the candidates", len(everyone), len(everyone))
     return Prices(shape, timer.where, found, mixed)
+
+
+def place_of(device: torch.device | str) -> str:
+    """Name what prices are true of: the GPU, or the CPU and torch's threads."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
 
 
 class _Timer:
@@ -107,18 +131,25 @@ class _Timer:
 
     def __init__(self, shape: CallShape, device: torch.device, backend: str) -> None:
         self.shape, self.device, self.backend = shape, device, backend
-        size = (shape.batch, shape.grid.tokens, shape.heads, shape.head_dim)
-        dtype = getattr(torch, shape.dtype)
-        self.tensors = [torch.randn(size, device=device, dtype=dtype) for _ in range(3)]
+        dtype, kv_heads = getattr(torch, shape.dtype), shape.kv_heads or shape.heads
+        self.shared = shape.heads // kv_heads  # query heads that share a key head
+        self.half = max(1, kv_heads // 2) * self.shared
+
+        def draw(heads: int) -> Tensor:
+            size = (shape.batch, shape.grid.tokens, heads, shape.head_dim)
+            return torch.randn(size, device=device, dtype=dtype)
+
+        self.q, self.k, self.v = draw(shape.heads), draw(kv_heads), draw(kv_heads)
         self.layer = Layer("timed", 0, Schedule(Plan.dense()), dense_attention)
         self.rounds = ROUNDS.get(device.type, ROUNDS_ACCELERATOR)
-        self.where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        self.where = place_of(device)
 
     @torch.no_grad()
     def milliseconds(self, patterns: Sequence[Pattern]) -> float:
         """Return the median time of a call whose heads take these patterns, the mean over the life of a choice."""
-        q, k, v = (x[:, :, : len(patterns)].contiguous() for x in self.tensors)
-        given = Tensors(q, k, v, None, None, False, None)
+        kv_heads = len(patterns) // self.shared
+        k, v = (x[:, :, :kv_heads].contiguous() for x in (self.k, self.v))
+        given = Tensors(self.q[:, :, : len(patterns)].contiguous(), k, v, None, None, self.shared > 1, None)
         call = Call(groups_of(tuple(pattern.at_layer(0) for pattern in patterns)), self.shape.grid, None, 0)
         execution, record = Execution(self.backend), LayerRecord("timed")
         life = max(p.refresh_steps if isinstance(p, Cached) else 1 for p in patterns)

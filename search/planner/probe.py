@@ -63,7 +63,9 @@ def sensitivities(scored: Scored, groups: StepGroups, renders: Renders, jobs: Se
     taken for small and independent.
     """
     asked = probes(scored, groups)
-    told = np.array([renders.of(plan, f"sensitivity, {name}", jobs).squared_error for name, plan, _ in asked])
+    told = np.array(
+        [renders.of(plan, f"sensitivity, {name}", jobs, timed=False).squared_error for name, plan, _ in asked]
+    )
     errors = np.where(np.isfinite(scored.projected), scored.projected, 0.0)[..., _probe_candidate(scored)].sum(1)
     calls = scored.calls / scored.calls.sum()
     return factored(errors * calls, np.stack([inside for _, _, inside in asked]), told) * calls, told

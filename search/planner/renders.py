@@ -26,7 +26,10 @@ from dit_sparse.search.video import to_bytes
 
 CLIPS = "clips"
 STRIP_FRAMES, STRIP_HEIGHT = 6, 128
-SEED_APART = 1_000_003  # of the clip that tells how far another seed is
+YARDSTICKS = (  # name, distance of the seed, what runs
+    ("another seed", 1_000_003, Plan.dense()),
+    ("another dense kernel", 0, Plan.of(TopBlocks(keep=1.0))),
+)
 
 
 class OutOfTimeError(Exception):
@@ -41,14 +44,6 @@ class Render:
     seconds: tuple[float, ...]
     attention_seconds: float | None
     run_density: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Render:
-        metrics = tuple(Metrics(**one) for one in values["metrics"])
-        return cls(metrics, tuple(values["seconds"]), values["attention_seconds"], values["run_density"])
 
     @property
     def squared_error(self) -> float:
@@ -70,73 +65,69 @@ class Renders:
 
     def dense(self) -> Render:
         """Generate the dense clips that every plan is measured against, and time them."""
-        known = self.store.read("dense")
-        if known is not None and all(self._path(job).exists() for job in self.jobs):
-            return Render.from_dict(known)
-        run_steps(self.pipe, self.jobs[: self.batch], lambda: True)
-        seconds = []
-        for jobs in self._batches("dense clips", self.jobs):
-            for job, clip in zip(jobs, generate_batch(self.pipe, jobs), strict=True):
-                seconds.append(clip.seconds)
-                self._keep(job, clip.frames)
+        missing = [job for job in self.jobs if self._seconds(job) is None]
         with sparse(self.pipe, Plan.dense()):
-            timed = self._time_attention(self.jobs)
+            for jobs in self._batches("dense clips", missing):
+                for job, clip in zip(jobs, generate_batch(self.pipe, jobs), strict=True):
+                    self._keep(job, clip.frames)
+                    self.store.write(self._fact(job), {"seconds": clip.seconds})
+            timed = self._attention("dense-attention", self.jobs)
+        seconds = tuple(self._seconds(job) or 0.0 for job in self.jobs)
         same = Metrics(None, None, None, None, True)
-        found = Render((same,) * len(self.jobs), tuple(seconds), timed["seconds"], 1.0)
-        self.store.write("dense", found.to_dict())
-        return found
+        return Render((same,) * len(self.jobs), seconds, timed["seconds"], 1.0)
 
-    def of(self, plan: Plan, what: str, jobs: Sequence[Job] | None = None) -> Render:
-        """Generate the clips of a plan, for some jobs only if they are given, and measure them."""
+    def of(self, plan: Plan, what: str, jobs: Sequence[Job] | None = None, timed: bool = True) -> Render:
+        """Generate the clips of a plan, for some jobs only if they are given, and measure them.
+
+        timed: time its attention, too, in a run of its own.
+        """
         wanted = self.jobs if jobs is None else tuple(jobs)
         name = f"renders/{_hash(plan.to_dict()['rules'])}"
-        names = {job: f"{name}-{_hash(asdict(job))}" for job in wanted}
-        missing = [job for job in wanted if self.store.read(names[job]) is None]
+        found: dict[Job, Any] = {job: self.store.read(f"{name}-{_hash(asdict(job))}") for job in wanted}
         with sparse(self.pipe, plan, min_tokens=0, backend=self.backend):
-            if missing:
-                run_steps(self.pipe, missing[: self.batch], lambda: True)  # masks are built and kernels compiled
-            for batch in self._batches(what, missing):
+            for batch in self._batches(what, [job for job in wanted if found[job] is None]):
                 for job, clip in zip(batch, generate_batch(self.pipe, batch), strict=True):
                     with staged(self.store.folder / "renders") as folder:
                         (folder / self._strip(plan, job).name).write_bytes(strip(clip.frames))
-                    found = {"metrics": asdict(measure(self.frames(job), clip.frames)), "seconds": clip.seconds}
-                    self.store.write(names[job], found)
-            timed = self.store.read(f"{name}-attention")
-            if timed is None:
-                timed = self._time_attention(wanted)
-                self.store.write(f"{name}-attention", timed)
-        clips: list[Any] = [self.store.read(names[job]) for job in wanted]
-        metrics = tuple(Metrics(**clip["metrics"]) for clip in clips)
-        return Render(metrics, tuple(clip["seconds"] for clip in clips), timed["seconds"], timed["run_density"])
-
-    def _time_attention(self, jobs: Sequence[Job]) -> dict[str, float | None]:
-        """Time every attention call of one run of what is enabled; seconds of a clip."""
-        batch = jobs[: self.batch]
-        taken = time_attention(self.pipe, batch, None)
-        record = summary(self.pipe)
-        seconds = taken.of_run(record.sparse_calls, record.dense_calls)
-        return {"seconds": None if seconds is None else seconds / len(batch), "run_density": record.run_density}
+                    found[job] = {"metrics": asdict(measure(self.frames(job), clip.frames)), "seconds": clip.seconds}
+                    self.store.write(f"{name}-{_hash(asdict(job))}", found[job])
+            nothing = {"seconds": None, "run_density": None}
+            attention = self._attention(f"{name}-attention", wanted) if timed else nothing
+        metrics = tuple(Metrics(**found[job]["metrics"]) for job in wanted)
+        seconds = tuple(found[job]["seconds"] for job in wanted)
+        return Render(metrics, seconds, attention["seconds"], attention["run_density"])
 
     def yardsticks(self, most: int = 4) -> dict[str, Metrics]:
         """Measure how far another seed's clip is, and that of another kernel that reads every block; means of some."""
-        known = self.store.read("yardsticks")
-        if known is not None:
-            return {name: Metrics(**values) for name, values in known.items()}
-        other: list[Metrics] = []
-        kernel: list[Metrics] = []
-        for batch in self._batches("yardsticks", self.jobs[:most]):
-            others = [replace(job, seed=job.seed + SEED_APART) for job in batch]
-            for found, jobs, plan in ((other, others, Plan.dense()), (kernel, batch, Plan.of(TopBlocks(keep=1.0)))):
-                with sparse(self.pipe, plan, min_tokens=0, backend=self.backend):
-                    clips = generate_batch(self.pipe, jobs)
-                found += [measure(self.frames(job), clip.frames) for job, clip in zip(batch, clips, strict=True)]
-        means = {"another seed": mean_metrics(other), "another dense kernel": mean_metrics(kernel)}
-        self.store.write("yardsticks", {name: asdict(one) for name, one in means.items()})
+        means = {}
+        for name, seed_apart, plan in YARDSTICKS:
+            facts = {job: f"yardsticks/{_hash([name, asdict(job)])}" for job in self.jobs[:most]}
+            found: dict[Job, Any] = {job: self.store.read(fact) for job, fact in facts.items()}
+            with sparse(self.pipe, plan, min_tokens=0, backend=self.backend):
+                for batch in self._batches(f"yardstick: {name}", [job for job in facts if found[job] is None]):
+                    others = [replace(job, seed=job.seed + seed_apart) for job in batch]
+                    for job, clip in zip(batch, generate_batch(self.pipe, others), strict=True):
+                        found[job] = asdict(measure(self.frames(job), clip.frames))
+                        self.store.write(facts[job], found[job])
+            means[name] = mean_metrics([Metrics(**one) for one in found.values()])
         return means
 
+    def _attention(self, fact: str, jobs: Sequence[Job]) -> dict[str, float | None]:
+        """Time every attention call of one run of what is enabled; seconds of a clip."""
+        known: dict[str, float | None] | None = self.store.read(fact)
+        if known is None:
+            self._check_time()
+            batch = jobs[: self.batch]
+            taken = time_attention(self.pipe, batch, None)
+            record = summary(self.pipe)
+            seconds = taken.of_run(record.sparse_calls, record.dense_calls)
+            known = {"seconds": None if seconds is None else seconds / len(batch), "run_density": record.run_density}
+            self.store.write(fact, known)
+        return known
+
     def frames(self, job: Job) -> Frames:
-        """Return the dense clip of a job, float32 [T, H, W, 3] in [0, 1]."""
-        found: Frames = np.load(self._path(job), allow_pickle=False).astype(np.float32)
+        """Return the dense clip of a job that was generated, float32 [T, H, W, 3] in [0, 1]."""
+        found: Frames = np.load(self._path(job), allow_pickle=False)
         return found
 
     def strips(self, plan: Plan, job: Job) -> tuple[bytes, bytes]:
@@ -151,15 +142,38 @@ class Renders:
         with staged(path.parent) as folder:
             np.save(folder / path.name, frames.astype(np.float32), allow_pickle=False)
 
+    def _seconds(self, job: Job) -> float | None:
+        """Return the seconds of a dense clip that is whole on disk, or None."""
+        known = self.store.read(self._fact(job))
+        path = self._path(job)
+        if known is None or not path.exists():
+            return None
+        try:
+            np.load(path, allow_pickle=False, mmap_mode="r")
+        except (ValueError, OSError, EOFError) as error:
+            self.store.set_aside(path, str(error))
+            return None
+        return float(known["seconds"])
+
+    def _fact(self, job: Job) -> str:
+        return f"{CLIPS}/dense-{_hash(asdict(job))}"
+
     def _path(self, job: Job) -> Path:
         return self.store.folder / CLIPS / f"dense-{_hash(asdict(job))}.npy"
 
     def _batches(self, what: str, jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+        """Cut jobs into batches, after one step of the first to warm up: masks are built and kernels compiled."""
         for at in range(0, len(jobs), self.batch):
             self.told(what, at, len(jobs))
-            if self.stop():
-                raise OutOfTimeError
-            yield jobs[at : at + self.batch]
+            self._check_time()
+            batch = jobs[at : at + self.batch]
+            if at == 0:
+                run_steps(self.pipe, batch, lambda: True)
+            yield batch
+
+    def _check_time(self) -> None:
+        if self.stop():
+            raise OutOfTimeError
 
 
 def strip(frames: Frames) -> bytes:

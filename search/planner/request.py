@@ -91,3 +91,14 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     if not found:
         raise ValueError(f"prompts file {path} holds no prompt: write one a line")
     return found
+
+
+def read_edges(text: str) -> tuple[float, ...]:
+    """Read step edges such as 0,0.1,0.5,1.
+
+    Raises: ValueError for what are no numbers; StepGroups refuses the rest.
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"step edges must be numbers from 0 to 1 joined by commas, got {text!r}") from None

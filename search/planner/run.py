@@ -12,14 +12,15 @@ from dit_sparse.pipelines.generate import Job, with_defaults
 from dit_sparse.plan import Plan
 from dit_sparse.search.plan_folder import write_plan_folder
 from dit_sparse.search.planner.capture import Told
-from dit_sparse.search.planner.find import Outcome, search_plan
+from dit_sparse.search.planner.find import WORK, Outcome, search_plan
 from dit_sparse.search.planner.gate import USUAL, Gate
 from dit_sparse.search.planner.groups import EDGES, StepGroups
 from dit_sparse.search.planner.report import to_html, to_json, to_markdown
 from dit_sparse.search.planner.request import CALIBRATION, HELD_OUT, Search, shipped_prompts
 from dit_sparse.search.planner.result import report_of
-from dit_sparse.search.staging import check_writable, staged
+from dit_sparse.search.staging import check_writable, staged, write_text
 
+PROMPTS, HELD_OUT_PROMPTS = "prompts", "held-out"  # files of out/work and words of the command line
 FILES = ("report.html", "report.md", "report.json")
 
 
@@ -85,6 +86,7 @@ def find_plan(
     )  # fmt: skip
     check_writable(folder)
     outcome = search_plan(pipe, search, folder, progress or (lambda what, done, total: None))
+    _keep_prompts(search, folder / WORK)
     report, pictures = report_of(pipe, outcome, name, command_of(search, name, folder))
     return write(folder, outcome, report, pictures)
 
@@ -153,19 +155,34 @@ def write(folder: Path, outcome: Outcome, report: Mapping[str, Any], pictures: M
 
 
 def command_of(search: Search, model: str, out: Path) -> str:
-    """Return the command line that repeats this search."""
-    job = search.job
+    """Return the command line that repeats this search; its own prompts are in files of out/work."""
+    job, usual = search.job, Search(search.job, ("-",), ("-",))
+    known, known_held_out = shipped_prompts(model)
     words = ["dit-sparse", "search", "--model", model, "--out", out.name, "--gate", str(search.gate)]
-    for name in ("steps", "frames", "height", "width"):
+    for name in ("steps", "frames", "height", "width", "guidance"):
         if (value := getattr(job, name)) is not None:
             words += [f"--{name}", str(value)]
+    for name, texts, shipped in (
+        (PROMPTS, search.prompts, known[:CALIBRATION]),
+        (HELD_OUT_PROMPTS, search.held_out, known_held_out[:HELD_OUT]),
+    ):
+        words += [f"--{name}", f"{out.name}/{WORK}/{name}.txt"] if texts != shipped else []
     words += [word for seed in search.seeds for word in ("--seed", str(seed))]
     words += [word for spec in search.specs or () for word in ("--candidate", spec)]
     words += [word for density in search.densities for word in ("--density", str(density))]
-    words += ["--against"] if search.against else []
+    words += ["--step-edges", ",".join(map(str, search.groups.edges))] if search.groups != usual.groups else []
+    words += {None: [], True: ["--sensitivity"], False: ["--no-sensitivity"]}[search.sensitivity]
+    words += ["--trials", str(search.most_trials)] if search.most_trials != usual.most_trials else []
     words += ["--batch", str(search.batch)] if search.batch > 1 else []
+    words += ["--against"] if search.against else []
+    words += ["--backend", search.backend] if search.backend != "auto" else []
     words += ["--minutes", str(search.minutes)] if search.minutes is not None else []
     return shlex.join(words)
+
+
+def _keep_prompts(search: Search, folder: Path) -> None:
+    for name, texts in ((PROMPTS, search.prompts), (HELD_OUT_PROMPTS, search.held_out)):
+        write_text(folder / f"{name}.txt", "\n".join(" ".join(text.split()) for text in texts) + "\n")
 
 
 def _provenance(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dit_sparse.attention import Layer
-from dit_sparse.execution import Execution, Prepared, Tensors, dense
+from dit_sparse.execution import Execution, Prepared, Tensors
 from dit_sparse.moment import Call, Moment
 from dit_sparse.order import Layout
 from dit_sparse.patterns import Pattern
@@ -60,14 +60,10 @@ def _built(tensors: Mapping[str, Tensor], calls: int) -> Scores:
 
 @dataclass(frozen=True)
 class Visit:
-    """Ask for one candidate in one call; unmeasured ones only choose, and remember, for a later step.
-
-    begins: forget what the candidate remembers of earlier steps, as a plan does that changes there.
-    """
+    """Ask for one candidate in one call; unmeasured ones only choose, and remember, until they are measured."""
 
     pattern: Pattern
     measured: bool = True
-    begins: bool = True
 
 
 class Scoring(Execution):
@@ -79,7 +75,7 @@ class Scoring(Execution):
     def __init__(
         self,
         backend: str,
-        visits: Callable[[Layer, Moment], Sequence[Visit]],
+        visits: Callable[[Layer, Moment, Tensors, Call], Sequence[Visit]],
         heard: Callable[[Layer, Moment, Scores], None],
         projection: Callable[[Layer], Tensor | None],
         rows: int = ROWS,
@@ -88,31 +84,30 @@ class Scoring(Execution):
         self.visits, self.heard, self.projection, self.rows = visits, heard, projection, rows
 
     def sparse(self, layer: Layer, given: Tensors, call: Call, moment: Moment, record: LayerRecord) -> Tensor:
-        out = dense(layer, given, call)
         record.sparse_calls += 1
-        wanted = self.visits(layer, moment)
-        if wanted:
-            everyone = tuple(range(given.q.shape[2]))
-            weights = self.projection(layer)
-            exacts: dict[object, Exactly] = {}
-            found = []
-            for visit in wanted:
-                pattern = visit.pattern.at_layer(layer.index)
-                if visit.begins:
-                    self._forget((moment.branch, layer.index, call.number, pattern))
-                ready = self.prepare(layer, pattern, everyone, given, call, moment)
-                if not visit.measured:
-                    continue
-                key = id(ready.state.layout)
-                if key not in exacts:
-                    exacts[key] = Exactly.of(ready, self._sampled(ready.state.layout), weights)
-                found.append(exacts[key].scores(ready, self.backend, call.video_pairs(ready.q[:1, :, :1])))
-            if found:
-                self.heard(layer, moment, Scores.stack(found))
-        return out
+        exacts: dict[int, Exactly] = {}
+        visits = self.visits(layer, moment, given, call)
+        found = [self._score(visit, layer, given, call, moment, exacts) for visit in visits]
+        if scores := [one for one in found if one is not None]:
+            self.heard(layer, moment, Scores.stack(scores))
+        return layer.dense(
+            given.q, given.k, given.v, given.mask, 0.0, False, given.scale, given.enable_gqa, given.backend
+        )
 
-    def _forget(self, place: tuple[object, ...]) -> None:
-        self._memory = {key: kept for key, kept in self._memory.items() if key[: len(place)] != place}
+    def _score(
+        self, visit: Visit, layer: Layer, given: Tensors, call: Call, moment: Moment, exacts: dict[int, Exactly]
+    ) -> Scores | None:
+        """Let one candidate choose for all heads and, if it is measured, attend; exacts are those of this call."""
+        everyone = tuple(range(given.q.shape[2]))
+        ready = self.prepare(layer, visit.pattern.at_layer(layer.index), everyone, given, call, moment)
+        if not visit.measured:
+            return None
+        layout = ready.state.layout
+        if id(layout) not in exacts:
+            exacts[id(layout)] = Exactly.of(ready, self._sampled(layout), self.projection(layer))
+        scores = exacts[id(layout)].scores(ready, self.backend, call.video_pairs(ready.q[:1, :, :1]))
+        ready.state.memory.clear()  # a plan that changes with the next step group begins anew
+        return scores
 
     def _sampled(self, layout: Layout) -> Sampled:
         key, shared = ("sampled", id(layout), self.rows), self._shared_of(layout.grid)
@@ -162,7 +157,7 @@ class Exactly:
         out = out.float()
         if weights is None:
             return Exactly(sampled, out, lse, None, out.square().sum())
-        by_head = weights.float().unflatten(1, (out.shape[2], -1))  # [C, H, D]
+        by_head = weights.to(out.device).float().unflatten(1, (out.shape[2], -1))  # [C, H, D]
         gram = torch.einsum("chd,che->hde", by_head, by_head)
         projected = torch.einsum("brhd,chd->brc", out, by_head)
         return Exactly(sampled, out, lse, gram, projected.square().sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dit_sparse.search.planner.scoring import MEASURED, Scores
-from dit_sparse.search.staging import check_writable, staged, write_text
+from dit_sparse.search.staging import STAGING, check_writable, staged, write_text
 
 logger = logging.getLogger("dit_sparse")
 SETTINGS = "search.json"
@@ -48,7 +50,7 @@ class Store:
         path = folder / SETTINGS
         if path.exists():
             theirs = _read_json(path)
-            if theirs is None:
+            if not isinstance(theirs, dict):
                 raise ValueError(f"{path} is damaged: delete the folder {folder} to search anew, or choose another one")
             if theirs != mine:
                 differing = sorted(key for key in {*mine, *theirs} if mine.get(key) != theirs.get(key))
@@ -59,6 +61,8 @@ class Store:
         else:
             write_text(path, json.dumps(mine, indent=2, ensure_ascii=False) + "\n")
         (folder / UNITS).mkdir(exist_ok=True)
+        for left in folder.rglob(f"{STAGING}*"):  # by a process that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
 
     def has(self, unit: Unit) -> bool:
         return (self.folder / UNITS / unit.file).exists()
@@ -71,7 +75,8 @@ class Store:
         """
         tensors = {name: getattr(scores, name).float().cpu().contiguous() for name in MEASURED}
         with staged(self.folder / UNITS) as folder:
-            save_file(tensors, folder / unit.file, {"crc": str(_checksum(tensors)), "calls": str(scores.calls)})
+            told = {"crc": str(_checksum(tensors, scores.calls)), "calls": str(scores.calls)}
+            save_file(tensors, folder / unit.file, told)
 
     def load(self, unit: Unit) -> Scores | None:
         """Read the scores of a unit, or None where it is not finished.
@@ -85,15 +90,20 @@ class Store:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name).clone() for name in MEASURED}  # a view would follow the file
                 told = file.metadata() or {}
-            why = None if told.get("crc") == str(_checksum(tensors)) else "its checksum is wrong"
-        except (SafetensorError, OSError) as error:
+            calls = int(told["calls"])
+            why = None if told["crc"] == str(_checksum(tensors, calls)) else "its checksum is wrong"
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
             why = str(error)
         if why is None:
-            return Scores(**tensors, calls=int(told["calls"]))
-        aside = path.with_suffix(".damaged")
-        path.replace(aside)
-        logger.warning("%s is damaged (%s): set aside as %s, and measured again", path, why, aside.name)
+            return Scores(**tensors, calls=calls)
+        self.set_aside(path, why)
         return None
+
+    def set_aside(self, path: Path, why: str) -> None:
+        """Rename a damaged file, and tell of it: what it held is made again."""
+        aside = path.with_name(path.name + ".damaged")
+        path.replace(aside)
+        logger.warning("%s is damaged (%s): set aside as %s, and made again", path, why, aside.name)
 
     def read(self, name: str) -> Any | None:
         """Read a fact, or None where it was not written; a damaged one is set aside, told of and counts as missing."""
@@ -101,14 +111,15 @@ class Store:
         if not path.exists():
             return None
         found = _read_json(path)
-        if found is None:
-            path.replace(path.with_suffix(".damaged"))
-            logger.warning("%s is damaged: set aside, and measured again", path)
-        return found
+        if isinstance(found, dict) and found.get("crc") == _crc_of(found.get("value")):
+            return found["value"]
+        self.set_aside(path, "it is not what was written")
+        return None
 
     def write(self, name: str, value: Any) -> None:
-        """Write a fact as JSON."""
-        write_text(self.folder / f"{name}.json", json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        """Write a fact as JSON, with a checksum."""
+        text = json.dumps({"crc": _crc_of(value), "value": value}, indent=1, ensure_ascii=False)
+        write_text(self.folder / f"{name}.json", text + "\n")
 
 
 def _read_json(path: Path) -> Any | None:
@@ -118,8 +129,13 @@ def _read_json(path: Path) -> Any | None:
         return None
 
 
-def _checksum(tensors: Mapping[str, Any]) -> int:
-    found = 0
+def _crc_of(value: Any) -> int:
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
+
+
+def _checksum(tensors: Mapping[str, Tensor], calls: int) -> int:
+    found = zlib.crc32(str(calls).encode())
     for name in sorted(tensors):
-        found = zlib.crc32(tensors[name].numpy().tobytes(), found)
+        head = f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}"
+        found = zlib.crc32(tensors[name].numpy().tobytes(), zlib.crc32(head.encode(), found))
     return found

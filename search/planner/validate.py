@@ -14,7 +14,8 @@ from dit_sparse.pipelines.targets import find_targets
 from dit_sparse.plan import Plan
 from dit_sparse.search.environment import environment
 from dit_sparse.search.planner.capture import Told
-from dit_sparse.search.planner.find import Clock, grid_of
+from dit_sparse.search.planner.clock import Clock
+from dit_sparse.search.planner.identity import fingerprint, grid_of
 from dit_sparse.search.planner.renders import OutOfTimeError, Renders
 from dit_sparse.search.planner.request import Search
 from dit_sparse.search.planner.result import measured
@@ -39,11 +40,12 @@ def validate_plan(pipe: Any, plan: Plan, search: Search, out: Path, told: Told) 
     for target in targets:
         bound = target.binding()
         plan.check(bound.transformer_class, bound.layers, bound.heads, bound.config)
+    search.gate.check(search.job.frames, search.job.height or 0, search.job.width or 0)
     for rule in plan.rules:
         rule.pattern.check(grid)
     settings = {
         "validates": plan.to_dict()["rules"],
-        "transformers": [str(target.binding()) for target in targets],
+        "transformers": [[str(target.binding()), fingerprint(target)] for target in targets],
         "job": asdict(search.job) | {"prompt": None, "seed": None},
         "backend": search.backend,
         "batch": search.batch,

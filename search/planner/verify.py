@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dit_sparse.plan import Plan
 from dit_sparse.search.planner.gate import Gate
@@ -14,12 +14,16 @@ from dit_sparse.search.planner.solve import Solution, closest, fastest
 
 CLOSE_DB = 0.5  # a plan that passes by no more is close enough to the gate
 DENSE_MARGIN_DB = 10.0  # what a budget without any sparse call is raised by
+LOOKS = 6  # budgets looked at for each plan that may be rendered: several may come to the same plan
 NEAR = 1.05  # a budget that passes and one that fails this near to each other tell no more
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """Hold one plan that was tried: its loss budget, what the solver proved, its clips and how far they pass."""
+    """Hold one plan that was tried: its loss budget, what the solver proved, its clips and how far they pass.
+
+    Of several budgets that come to one plan it is the largest of a plan that passes, the smallest of one that fails.
+    """
 
     budget: float
     solution: Solution
@@ -62,24 +66,29 @@ def tighten(
     cheapest = fastest(problem, math.inf)
     trials: list[Trial] = []
     passing, failing = 0.0, math.inf
-    for number in range(most_trials):
+    for _ in range(LOOKS * most_trials):
         solution = fastest(problem, budget)
         plan = make_plan(solution)
+        at = next((n for n, trial in enumerate(trials) if trial.plan == plan), None)
         if not plan.rules and cheapest.loss > 0.0:
             margin = DENSE_MARGIN_DB
+        elif at is not None:
+            margin = trials[at].margin_db or 0.0
+            limit = max if margin >= 0.0 else min
+            trials[at] = replace(trials[at], budget=limit(budget, trials[at].budget))
+        elif len(trials) == most_trials:
+            break
         else:
-            trial = next((t for t in trials if t.plan == plan), None)
-            if trial is None:
-                try:
-                    clips = render(plan, f"rendering plan {number + 1} of at most {most_trials}")
-                except OutOfTimeError:
-                    return [*trials, Trial(budget, solution, plan)], True
-                trial = Trial(budget, solution, plan, clips, gate.margin_db(clips.metrics))
-                trials.append(trial)
-            assert trial.margin_db is not None
-            margin = trial.margin_db
-            if margin >= 0.0 and (margin <= CLOSE_DB or budget >= cheapest.loss):
+            try:
+                clips = render(plan, f"rendering plan {len(trials) + 1} of at most {most_trials}")
+            except OutOfTimeError:
+                return [*trials, Trial(budget, solution, plan)], True
+            margin = gate.margin_db(clips.metrics)
+            trials.append(Trial(budget, solution, plan, clips, margin))
+            if 0.0 <= margin <= CLOSE_DB:
                 break
+        if margin >= 0.0 and budget >= cheapest.loss:
+            break
         passing = max(passing, budget) if margin >= 0.0 else passing
         failing = min(failing, budget) if margin < 0.0 else failing
         if failing <= passing * NEAR:

@@ -90,21 +90,24 @@ def gather(
     return Scored(tuple(found), tuple(candidates), of_run, real, **arrays)
 
 
-def make_problem(scored: Scored, prices: Prices, weights: Floats) -> Problem:
-    """Weigh the scores; weights [U]: what a squared error of a layer's output adds to that of the clip."""
+def make_problem(scored: Scored, prices: Prices, weights: Floats, batch: int = 1) -> Problem:
+    """Weigh the scores; weights [U]: what a squared error of a layer's output adds to that of the clip.
+
+    batch: clips that a priced call serves; milliseconds are those of one clip.
+    """
     families = _families(scored.candidates)
     names = list(dict.fromkeys(families))
     head = np.array([prices.by_pattern[str(pattern)].head for pattern in scored.candidates])
     launch = np.zeros(len(names))
     for pattern, family in zip(scored.candidates, families, strict=True):
         launch[names.index(family)] = max(launch[names.index(family)], prices.by_pattern[str(pattern)].launch)
-    calls = scored.calls[:, None]
+    calls = scored.calls[:, None] / batch
     return Problem(
         loss=scored.projected * weights[:, None, None],
         head_ms=calls[..., None] * head * scored.real[..., None],
         family=np.array([names.index(family) for family in families]),
         launch_ms=calls * launch,
-        mixed_ms=scored.calls * prices.mixed,
+        mixed_ms=calls[:, 0] * prices.mixed,
     )
 
 
@@ -144,6 +147,7 @@ def to_plan(
     name: str,
     model: ModelBinding | None,
     provenance: Mapping[str, Any],
+    one_transformer: bool,
 ) -> Plan:
     """Write a choice as rules: heads of a layer with one pattern together, then layers, then windows of steps."""
     wanted: dict[tuple[int, str, Pattern, tuple[int, ...]], list[int]] = {}
@@ -157,9 +161,8 @@ def to_plan(
     by_place: dict[tuple[str, Pattern, tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for (group, transformer, pattern, heads), layers in wanted.items():
         by_place.setdefault((transformer, pattern, heads, tuple(sorted(layers))), []).append(group)
-    only = len({place.transformer for place in scored.places}) == 1
     rules = [
-        Rule(pattern, window, None if only else transformer, layers, heads or None)
+        Rule(pattern, window, None if one_transformer else transformer, layers, heads or None)
         for (transformer, pattern, heads, layers), of in by_place.items()
         for window in _windows(sorted(of), groups)
     ]

@@ -6,15 +6,18 @@ import errno
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import dit_sparse as ds
@@ -22,11 +25,13 @@ from dit_sparse.cli import build_app
 from dit_sparse.pipelines.generate import Job, generate, generate_batch, load_pipeline
 from dit_sparse.search.planner import store as store_module
 from dit_sparse.search.planner.candidates import candidates
-from dit_sparse.search.planner.find import WORK
-from dit_sparse.search.planner.prices import CallShape, Price, Prices
+from dit_sparse.search.planner.clock import Clock
+from dit_sparse.search.planner.find import MIXED, PRICES, WORK
+from dit_sparse.search.planner.prices import CallShape, Price, place_of
 from dit_sparse.search.planner.problem import evaluate, uniform
 from dit_sparse.search.planner.run import Found, find_plan
 from dit_sparse.search.planner.solve import fastest
+from dit_sparse.search.planner.store import _crc_of
 from dit_sparse.search.staging import write_text
 from tests.compare.tiny import save_tiny_wan
 
@@ -60,15 +65,16 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def plant_prices(out: Path, densities: Any = CHOICE["densities"]) -> None:
+def plant_prices(out: Path, densities: Any = CHOICE["densities"], dense: float = 1.0) -> None:
     """Put down prices by density: on a CPU nothing beats dense at this size."""
     grid = ds.Grid(5, 12, 12)
     found = candidates(grid, CHOICE["specs"], densities)
     shares = np.linspace(0.2, 0.6, len(found))
-    prices = {str(pattern): Price(0.05, float(share)) for pattern, share in zip(found, shares, strict=True)}
-    shape = CallShape(grid, 1, 2, 32, "float32")
-    made_up = Prices(shape, "made up", {**prices, "dense": Price(0.05, 1.0)}, 0.01)
-    write_text(out / WORK / "prices.json", json.dumps(made_up.to_dict()))
+    prices = {str(pattern): asdict(Price(0.05, float(share))) for pattern, share in zip(found, shares, strict=True)}
+    prices |= {"dense": asdict(Price(0.05, dense)), MIXED: asdict(Price(0.01, 0.0))}
+    shape = CallShape(grid, 1, 2, 32, "float32", 2)
+    value = {"head": {"shape": asdict(shape), "where": place_of("cpu")}, "prices": prices}
+    write_text(out / WORK / f"{PRICES}.json", json.dumps({"crc": _crc_of(value), "value": value}))
 
 
 def search(pipe: Any, out: Path, **options: Any) -> Found:
@@ -117,12 +123,67 @@ def test_a_searched_plan_runs_and_the_pipeline_is_left_as_it_was(pipe: Any, tmp_
 
 
 def test_where_nothing_beats_dense_the_plan_is_dense_and_says_so(pipe: Any, tmp_path: Path) -> None:
-    found = find_plan(pipe, tmp_path, **{**SIZE, **CHOICE, **PROMPTS, "gate": IMPOSSIBLE, "sensitivity": False})
-    prices = Prices.from_dict(json.loads((tmp_path / WORK / "prices.json").read_text()))
-    dense = prices.by_pattern["dense"].of(2)
-    if min(price.of(2) for price in prices.by_pattern.values()) == dense:
-        assert found.plan.rules == ()
-        assert "no candidate is faster than dense" in found.why
+    plant_prices(tmp_path, dense=0.1)
+    found = search(pipe, tmp_path, gate=IMPOSSIBLE, sensitivity=False)
+    assert found.verdict == "met"
+    assert found.plan.rules == ()
+    assert "no candidate is faster than dense" in found.why
+
+
+def test_prices_of_another_machine_are_measured_again(pipe: Any, tmp_path: Path) -> None:
+    plant_prices(tmp_path)
+    path = tmp_path / WORK / f"{PRICES}.json"
+    planted = json.loads(path.read_text())["value"]
+    planted["head"]["where"] = "another GPU"
+    path.write_text(json.dumps({"crc": _crc_of(planted), "value": planted}))
+    search(pipe, tmp_path, sensitivity=False)
+    now = json.loads(path.read_text())["value"]
+    assert now["head"]["where"] == place_of("cpu")
+    assert set(now["prices"]) == set(planted["prices"])
+    assert all(now["prices"][name] != planted["prices"][name] for name in now["prices"])
+
+
+def test_dense_clips_are_dense_whatever_is_enabled(pipe: Any, tmp_path: Path) -> None:
+    first = search(pipe, tmp_path / "a", sensitivity=False)
+    ds.enable(pipe, "topblocks:keep=0.17", min_tokens=0)
+    second = search(pipe, tmp_path / "b", sensitivity=False)
+    assert ds.summary(pipe).plan == "topblocks:keep=0.17"
+    assert second.plan == first.plan
+    for a, b in zip(first.report["points"], second.report["points"], strict=True):
+        assert (a["measured"] is None) == (b["measured"] is None)
+        if a["measured"] is not None:
+            assert a["measured"]["psnr_db"] == b["measured"]["psnr_db"]
+
+
+def test_other_weights_are_another_search(pipe: Any, tmp_path: Path) -> None:
+    search(pipe, tmp_path, sensitivity=False)
+    with torch.no_grad():
+        pipe.transformer.blocks[1].attn1.to_q.weight.mul_(1.5)
+    with pytest.raises(ValueError, match="differs in transformers"):
+        search(pipe, tmp_path, sensitivity=False)
+
+
+@pytest.mark.parametrize("polls", range(1, 30, 4))
+def test_a_search_in_slices_comes_to_the_end(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, polls: int
+) -> None:
+    """Whatever the limit cuts, the next call goes on behind it: it ends, and at what one go would have found."""
+    left = [0]
+
+    def up(clock: Clock) -> bool:
+        left[0] -= 1
+        return left[0] < 0
+
+    monkeypatch.setattr(Clock, "up", up)
+    for _ in range(60):
+        left[0] = polls
+        found = search(pipe, tmp_path, gate=IMPOSSIBLE, most_trials=2, sensitivity=True)
+        assert ds.Plan.load(tmp_path) == found.plan
+        if found.verdict == "not met":
+            break
+        assert found.verdict == "unverified"
+        assert "time was up" in found.why
+    assert found.verdict == "not met"
 
 
 def test_no_uniform_pattern_is_cheaper_at_equal_modelled_error(
@@ -182,17 +243,66 @@ def test_a_gate_that_cannot_be_met_is_told_and_the_nearest_plan_written(
     assert "not met" in (tmp_path / "out" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("minutes", [1e-9, 0.02])
-def test_at_the_time_limit_the_best_plan_so_far_is_written(
-    model: Path, tmp_path: Path, prompts: Path, minutes: float
-) -> None:
-    result = dit_sparse(*command(model, tmp_path / "out", prompts, "--gate", LENIENT, "--minutes", str(minutes)))
+def test_at_the_time_limit_the_best_plan_so_far_is_written(model: Path, tmp_path: Path, prompts: Path) -> None:
+    result = dit_sparse(*command(model, tmp_path / "out", prompts, "--gate", LENIENT, "--minutes", "1e-9"))
     assert result.exit_code == 3, result.output
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["verdict"] == "unverified"
     assert "time was up" in report["why"]
     assert "unverified" in (tmp_path / "out" / "README.md").read_text()
     ds.Plan.load(tmp_path / "out")
+
+
+def test_the_command_of_a_report_repeats_it(model: Path, tmp_path: Path, prompts: Path, monkeypatch: Any) -> None:
+    words = command(model, tmp_path / "out", prompts, "--gate", LENIENT, "--guidance", "3", "--step-edges", "0,0.5,1")
+    assert dit_sparse(*words).exit_code == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    again = shlex.split(report["command"])
+    assert again.pop(0) == "dit-sparse"
+    kept = times_of(tmp_path / "out" / WORK / "units")
+    monkeypatch.chdir(tmp_path)
+    result = dit_sparse(*again, "--device", "cpu", "--quiet")
+    assert result.exit_code == 0, result.output
+    assert times_of(tmp_path / "out" / WORK / "units") == kept
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["points"] == report["points"]
+
+
+@pytest.mark.parametrize("name", ["search", "shape", "prices", "dense-attention", "clips", "renders", "yardsticks"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"crc": 1, "value": {}}'])
+def test_a_damaged_fact_is_made_again_or_told(pipe: Any, tmp_path: Path, name: str, text: str) -> None:
+    search(pipe, tmp_path, sensitivity=False)
+    files = sorted(tmp_path.glob(f"{WORK}/{name}.json")) + sorted(tmp_path.glob(f"{WORK}/{name}/*.json"))
+    assert files
+    files[0].write_text(text)
+    if name == "search" and text in ("", "[]"):
+        with pytest.raises(ValueError, match="is damaged"):
+            search(pipe, tmp_path, sensitivity=False)
+    elif name == "search":
+        with pytest.raises(ValueError, match="differs in"):
+            search(pipe, tmp_path, sensitivity=False)
+    else:
+        assert search(pipe, tmp_path, sensitivity=False).verdict == "met"
+        assert files[0].with_name(files[0].name + ".damaged").read_text() == text
+
+
+def test_a_cut_clip_is_made_again(pipe: Any, tmp_path: Path) -> None:
+    first = search(pipe, tmp_path, sensitivity=False)
+    clip = next((tmp_path / WORK / "clips").glob("*.npy"))
+    clip.write_bytes(clip.read_bytes()[:-9])
+    for render in (tmp_path / WORK / "renders").iterdir():
+        render.unlink()
+    again = search(pipe, tmp_path, sensitivity=False)
+    assert [p["measured"] and p["measured"]["psnr_db"] for p in again.report["points"]] == [
+        p["measured"] and p["measured"]["psnr_db"] for p in first.report["points"]
+    ]
+
+
+def test_what_killed_writers_left_is_swept(pipe: Any, tmp_path: Path) -> None:
+    left = tmp_path / WORK / "units" / ".dit-sparse-abc"
+    left.mkdir(parents=True)
+    (left / "half.safetensors").write_bytes(b"123")
+    search(pipe, tmp_path, sensitivity=False)
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("when", ["units/*.safetensors", "renders/*.json"], ids=["scoring", "rendering"])
@@ -253,6 +363,10 @@ def test_a_full_disk_loses_nothing(pipe: Any, tmp_path: Path, monkeypatch: pytes
         (["--minutes", "0"], "minutes must be positive"),
         (["--trials", "0"], "at least 1"),
         (["--prompts", "nowhere.txt"], "does not exist"),
+        (["--step-edges", "0,x,1"], "step edges"),
+        (["--step-edges", "0,0.5"], "rise from 0 to 1"),
+        (["--candidate", "cached:pattern=topblocks,residual=true"], "cannot be scored"),
+        (["--gate", "worst_flicker<=0.1", "--frames", "1"], "at least 2 frames"),
     ],
 )
 def test_what_is_mistyped_is_refused_before_any_work(

@@ -57,6 +57,28 @@ def test_identical_clips_pass_everything() -> None:
         assert Gate.parse(text).margin_db(same) >= 0
 
 
+def test_a_clip_that_is_nearly_dense_excuses_no_other() -> None:
+    clips = [Metrics(None, 1.0, 0.0, 0.0, True), Metrics(12.0, 0.5, 0.1, 0.0, False)]
+    assert Gate.parse("psnr_db>=36").margin_db(clips) == 0.0  # the mean of 60 and 12
+    assert Gate.parse("psnr_db>=70").margin_db([Metrics(75.0, 1.0, 0.0, 0.0, False)]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "message"),
+    [
+        ("flicker<=1", (1, 64, 64), "2 frames"),
+        ("worst_ssim>=0.5", (9, 8, 64), "sides"),
+        ("warp_error<=1", (1, 64, 64), "2"),
+    ],
+)
+def test_limits_on_what_a_clip_lacks_are_refused_beforehand(
+    text: str, size: tuple[int, int, int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Gate.parse(text).check(*size)
+    Gate.parse("psnr_db>=5").check(*size)
+
+
 def test_a_metric_that_clips_lack_is_named() -> None:
     with pytest.raises(ValueError, match=r"asks for warp_error.*dit-sparse\[metrics\]"):
         Gate.parse("warp_error<=0.1").margin_db([Metrics(20.0, None, None, None, False)])
