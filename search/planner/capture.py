@@ -114,11 +114,10 @@ def capture(
             unit
             for group in groups.sampled(job.steps or 0).values()
             for name, index in layers
-            if store.load(unit := Unit(number, group, name, index)) is None
+            if store.load(unit := Unit(number, group, name, index)) is None or store.read(SHAPE) is None
         }
-        if missing and not _run(
-            pipe, job, Watch(candidates[1:], groups, number, missing), store, stop, told, backend, rows
-        ):
+        watch = Watch(candidates[1:], groups, number, missing)
+        if missing and not _run(pipe, job, watch, store, stop, told, backend, rows):
             return False
     return True
 

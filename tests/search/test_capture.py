@@ -23,6 +23,8 @@ from dit_sparse.search.planner.groups import StepGroups
 from dit_sparse.search.planner.prices import CallShape
 from dit_sparse.search.planner.scoring import MEASURED, Sampled, Scores, Scoring, Visit
 from dit_sparse.search.planner.store import Store, Unit
+from tests.pipelines.test_padded_text import PIPELINES as PADDED
+from tests.pipelines.test_padded_text import generate as generate_latents
 from tests.pipelines.tiny import PROMPT, cogvideox, wan
 
 GRID = ds.Grid(5, 8, 9)  # 360 video tokens: three blocks, the last one short
@@ -271,3 +273,19 @@ def test_memory_is_told_for_a_large_model() -> None:
     grid = ds.Grid(21, 45, 80)
     tensors = 4 * grid.tokens * 40 * 128 * 2
     assert tensors < bytes_beside_model(grid, 1, 40, 128, 2, 0) < 1.1 * tensors
+
+
+@pytest.mark.parametrize("name", sorted(PADDED))
+def test_padded_text_stays_stock_to_the_bit(name: str) -> None:
+    """A pattern leaves padded text out; a run that is scored must not."""
+    pipe, inputs = PADDED[name]()
+    pipe.set_progress_bar_config(disable=True)
+    expected = generate_latents(pipe, inputs)
+    layers = {Unit(0, g, "transformer", n) for g in range(2) for n in range(8)}
+    watch = Watch(LOOKED_AT[1:], GROUPS, 0, layers)
+    with watched(pipe, watch, "cpu", 256):
+        found = generate_latents(pipe, inputs)
+    assert torch.equal(found, expected)
+    assert watch.heard
+    assert watch.shape is not None
+    assert watch.shape.grid.text_tokens > 0
