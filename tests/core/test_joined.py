@@ -159,7 +159,7 @@ def test_cached_heads_are_joined_over_the_steps(options: dict[str, object], monk
     assert counts["launches"] == len(steps)
     if "recall" not in options:
         assert selections == [1, 1, 2, 2, 3, 3, 4]
-    (memory,) = joined._execution._memory.values()
+    (memory,) = joined.execution._memory.values()
     assert memory["selection"].indices.heads == 6
     kept = 0.0
     for head, (schedule, (layer,)) in enumerate(alone):

@@ -326,7 +326,9 @@ def test_what_killed_writers_left_is_swept(pipe: Any, tmp_path: Path) -> None:
 def test_a_search_survives_kill(model: Path, tmp_path: Path, prompts: Path, when: str) -> None:
     out = tmp_path / "out"
     words = command(model, out, prompts, "--gate", IMPOSSIBLE, "--trials", "2")
-    process = subprocess.Popen([sys.executable, "-c", "from dit_sparse.cli import main; main()", *words])
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # prices are those of a number of threads
+    main = [sys.executable, "-c", "from dit_sparse.cli import main; main()"]
+    process = subprocess.Popen([*main, *words], env={**os.environ, **threads})
     begin = time.monotonic()
     while not list((out / WORK).glob(when)):
         assert process.poll() is None, "it ended before it could be killed"
