@@ -21,7 +21,7 @@ from dit_sparse.pipelines.models import attention_module
 from dit_sparse.pipelines.targets import find_schedules, find_targets
 from dit_sparse.search.planner.groups import StepGroups
 from dit_sparse.search.planner.prices import CallShape
-from dit_sparse.search.planner.scoring import Scores, Scoring, Visit
+from dit_sparse.search.planner.scoring import ROWS, Scores, Scoring, Visit
 from dit_sparse.search.planner.store import Store, Unit
 
 SHAPE = "shape"  # fact: what the first call that was scored looked like
@@ -101,7 +101,7 @@ def capture(
     stop: Stop,
     told: Told,
     backend: str = "auto",
-    rows: int = 1024,
+    rows: int = ROWS,
 ) -> bool:
     """Score candidates[1:] on every prompt (the first is dense) and keep each unit as soon as its step has ended.
 
@@ -109,13 +109,16 @@ def capture(
     False where `stop()` said so before the end.
     """
     layers = [(target.name, index) for target in find_targets(pipe) for index in range(len(target.layers))]
+    shape_lost = store.read(SHAPE) is None
     for number, job in enumerate(jobs):
-        missing = {
-            unit
+        wanted = [
+            Unit(number, group, name, index)
             for group in groups.sampled(job.steps or 0).values()
             for name, index in layers
-            if store.load(unit := Unit(number, group, name, index)) is None or store.read(SHAPE) is None
-        }
+        ]
+        missing = {unit for unit in wanted if store.load(unit) is None}
+        if shape_lost and number == 0:
+            missing.add(wanted[0])  # one more look tells it
         watch = Watch(candidates[1:], groups, number, missing)
         if missing and not _run(pipe, job, watch, store, stop, told, backend, rows):
             return False

@@ -139,7 +139,7 @@ def _choose(
         clips = len(probes(scored, search.groups)) * (len(jobs) + WARM_UP)
         expected = clips * float(np.mean(dense.seconds))
         if search.sensitivity or (search.sensitivity is None and expected < PROBE_SHARE * clock.left):
-            weights, _ = clock.timed("sensitivity_s", lambda: sensitivities(scored, search.groups, renders, jobs))
+            weights = clock.timed("sensitivity_s", lambda: sensitivities(scored, search.groups, renders, jobs))
             probed = True
             problem = make_problem(scored, prices, weights, search.batch)
         else:

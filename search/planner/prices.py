@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,15 +71,6 @@ class Prices:
         heads = sum(self.by_pattern[str(pattern)].head for pattern in patterns)
         launches = sum(max(self.by_pattern[str(patterns[h])].launch for h in members) for _, members in groups)
         return heads + launches + (self.mixed if len(groups) > 1 else 0.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Prices:
-        shape = CallShape.from_dict(values["shape"])
-        found = {text: Price(**price) for text, price in values["by_pattern"].items()}
-        return cls(shape, values["where"], found, values["mixed"])
 
 
 def measure_prices(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dit_sparse.patterns import StaticPattern
 from dit_sparse.pipelines.generate import Job
 from dit_sparse.plan import Plan, Rule
 from dit_sparse.search.planner.groups import StepGroups
@@ -55,8 +56,8 @@ def probes(scored: Scored, groups: StepGroups) -> list[tuple[str, Plan, Floats]]
     return found
 
 
-def sensitivities(scored: Scored, groups: StepGroups, renders: Renders, jobs: Sequence[Job]) -> tuple[Floats, Floats]:
-    """Render the probes on some jobs; return weights [U] and the squared error of each probe.
+def sensitivities(scored: Scored, groups: StepGroups, renders: Renders, jobs: Sequence[Job]) -> Floats:
+    """Render the probes on some jobs; return weights [U].
 
     A place's weight is the product of a factor for its steps and one for its band of layers, such that the errors of
     the probes' places, weighed and added up, come to the squared errors that were measured: errors of places are
@@ -68,7 +69,7 @@ def sensitivities(scored: Scored, groups: StepGroups, renders: Renders, jobs: Se
     )
     errors = np.where(np.isfinite(scored.projected), scored.projected, 0.0)[..., _probe_candidate(scored)].sum(1)
     calls = scored.calls / scored.calls.sum()
-    return factored(errors * calls, np.stack([inside for _, _, inside in asked]), told) * calls, told
+    return factored(errors * calls, np.stack([inside for _, _, inside in asked]), told) * calls
 
 
 def factored(errors: Floats, inside: Floats, told: Floats) -> Floats:
@@ -90,6 +91,6 @@ def factored(errors: Floats, inside: Floats, told: Floats) -> Floats:
 
 def _probe_candidate(scored: Scored) -> int:
     mean = scored.density[..., 1:].mean((0, 1))
-    by_content = [hasattr(p, "keep") or hasattr(p, "refresh_steps") for p in scored.candidates[1:]]
-    distance = np.abs(mean - PROBED_DENSITY) + np.where(by_content, 0.0, 10.0)
+    static = [isinstance(pattern, StaticPattern) for pattern in scored.candidates[1:]]
+    distance = np.abs(mean - PROBED_DENSITY) + np.where(static, 10.0, 0.0)
     return 1 + int(distance.argmin())

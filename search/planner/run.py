@@ -92,6 +92,7 @@ def find_plan(
 
 
 def name_of(pipe: Any, model: str | None) -> str:
+    """Name the model: as its user does, else as it was loaded, else by its class."""
     return model or getattr(pipe, "name_or_path", None) or type(pipe).__name__
 
 

@@ -175,16 +175,21 @@ def test_a_search_in_slices_comes_to_the_end(
         left[0] -= 1
         return left[0] < 0
 
+    with monkeypatch.context() as patched:
+        patched.setattr(Clock, "up", lambda clock: False)
+        at_once = search(pipe, tmp_path / "at once", gate=IMPOSSIBLE, most_trials=2, sensitivity=True)
     monkeypatch.setattr(Clock, "up", up)
     for _ in range(60):
         left[0] = polls
-        found = search(pipe, tmp_path, gate=IMPOSSIBLE, most_trials=2, sensitivity=True)
-        assert ds.Plan.load(tmp_path) == found.plan
+        found = search(pipe, tmp_path / "slices", gate=IMPOSSIBLE, most_trials=2, sensitivity=True)
+        assert ds.Plan.load(tmp_path / "slices") == found.plan
         if found.verdict == "not met":
             break
         assert found.verdict == "unverified"
         assert "time was up" in found.why
     assert found.verdict == "not met"
+    assert found.plan == at_once.plan
+    assert found.report["map"] == at_once.report["map"]
 
 
 def test_no_uniform_pattern_is_cheaper_at_equal_modelled_error(
