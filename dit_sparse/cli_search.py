@@ -89,7 +89,9 @@ def search(
         print(json.dumps(result, indent=2))
     else:
         console = stdout()
-        headings, lines = (HEADINGS, rows(result)) if validate is not None else (REPORT_HEADINGS, table_rows(result))
+        headings, lines = (
+            (HEADINGS, rows(result)) if validate is not None else (REPORT_HEADINGS, table_rows(result, True))
+        )
         console.print(table(headings, lines))
         console.print(verdict(result) if validate is not None else verdict_line(result))
         for path in (out / FILE,) if validate is not None else found.files:

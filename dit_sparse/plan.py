@@ -83,7 +83,8 @@ class Plan:
     """Hold rules in order: the first rule that covers a step, transformer, layer and head names its pattern.
 
     What no rule covers runs dense. `provenance` says where the plan comes from; it is carried and never changes
-    what runs. Its "grid", such as "17x32x32", is where the plan was made: on another one `Schedule` warns once.
+    what runs. Its "grid", such as "17x32x32" or some joined by commas, is where it was measured: on another one
+    `Schedule` warns once.
     """
 
     rules: tuple[Rule, ...] = ()

@@ -200,7 +200,8 @@ class Schedule:
     def _compare_grid(self, grid: Grid) -> None:
         """Warn, once for this Schedule, where the plan was made on another grid."""
         made_on = self.plan.provenance.get("grid")
-        if isinstance(made_on, str) and made_on.partition("+")[0].strip() != "x".join(map(str, grid.shape)):
+        known = [one.partition("+")[0].strip() for one in str(made_on or "").split(",")]
+        if isinstance(made_on, str) and "x".join(map(str, grid.shape)) not in known:
             self._told_of_grid = True
             logger.warning(
                 "%s: plan %r was made on the grid %s and runs on %s; its shares of axes and steps carry over, what was "

@@ -24,6 +24,7 @@ from dit_sparse.pipelines.models import (
     layer_names,
     unknown_model_of,
 )
+from dit_sparse.pipelines.presets import for_model
 from dit_sparse.pipelines.processors import SparseProcessor, carry_settings, dense_call, refusal, sparse_processor
 from dit_sparse.plan import ModelBinding, Plan
 from dit_sparse.schedule import Schedule
@@ -124,13 +125,13 @@ def find_schedules(pipe: Any) -> list[tuple[nn.Module, Schedule]]:
 
 
 def derive(targets: list[Target], plan: Plan, options: Options) -> list[dict[str, SparseProcessor]]:
-    """Return the sparse processors of each target by module path; changes nothing.
+    """Return the sparse processors of each target by module path; changes nothing. A preset may mean a shipped plan.
 
     Raises: ValueError for a plan that does not fit a target, or a target none of whose processors can be derived.
     """
-    made = []
-    for target in targets:
-        model = target.binding()
+    made, models = [], [target.binding() for target in targets]
+    plan = for_model(plan, models)
+    for target, model in zip(targets, models, strict=True):
         class_name, heads = model.transformer_class, model.heads
         plan.check(class_name, model.layers, heads, model.config)
         found, outer = target.processors(), target.model.outer_mask

@@ -16,6 +16,8 @@ from dit_sparse.pipelines.targets import find_schedules
 if TYPE_CHECKING:
     from dit_sparse.attention import Layer
 
+BEHIND = 0.2  # of a step's time, which the GPU needs after the host has queued it
+
 
 @dataclass(frozen=True)
 class AttentionTime:
@@ -57,6 +59,28 @@ def time_attention(
         for schedule in schedules:
             schedule.timer = None
     return timer.mean(steps)
+
+
+def keeps_busy(pipe: Any, job: Job | Sequence[Job]) -> bool:
+    """Say whether a model keeps its GPU busy: whether a good part of a step is still to be computed once it is queued.
+
+    Then what the host does for a call costs nothing, as long as it stays ahead. Runs three steps; False off CUDA.
+    """
+    if not is_cuda(pipe):
+        return False
+    begun, shares = time.perf_counter(), []
+
+    def enough() -> bool:
+        nonlocal begun
+        queued = time.perf_counter()
+        torch.cuda.synchronize()
+        ended = time.perf_counter()
+        shares.append((ended - queued) / (ended - begun))
+        begun = ended
+        return len(shares) == 3
+
+    run_steps(pipe, job, enough)
+    return shares[-1] > BEHIND
 
 
 class _CallTimer:

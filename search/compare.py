@@ -22,6 +22,8 @@ from dit_sparse.pipelines.generate import (
     with_defaults,
 )
 from dit_sparse.pipelines.geometry import expected_grid, shapes_of
+from dit_sparse.pipelines.presets import for_model
+from dit_sparse.pipelines.targets import find_targets
 from dit_sparse.pipelines.timing import AttentionTime, time_attention
 from dit_sparse.plan import Plan
 from dit_sparse.record import Summary
@@ -84,6 +86,8 @@ def measure_plans(request: Request, progress: Progress = quiet) -> Comparison:
     progress("loading the model", 0, 1)
     pipe = load_pipeline(request.model, request.device, dtype)
     known_transformers(pipe)
+    models = [target.binding() for target in find_targets(pipe)]
+    plans = {name: for_model(plan, models) for name, plan in plans.items()}
     job = with_defaults(pipe, request.model, request.job)
     notes, grid = check_model(pipe, request, job, plans)
     pipe.set_progress_bar_config(disable=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from dit_sparse.pipelines.pixel_vae import pack
 
 HELD_OUT_SEED = 2  # training draws from seed 1
 LATENT_STD = 0.5
+MASS = 0.95  # of the softmax, in all measures of where attention goes
 PROMPTS = (
     "a red circle bouncing on a white background",
     "a striped blue star spinning on a gradient yellow and red background",
@@ -69,25 +71,25 @@ def denoising_error(
 @torch.no_grad()
 def attention(model: TextToVideo, latents: Tensor, ids: Tensor, sigma: float, queries: int = 256) -> Attention:
     """Measure one forward of `model` on `latents` [B, 24, T, h, w] noised to `sigma`."""
-    spy = _AttentionSpy(queries, tokens=latents[0, 0].numel() // 4)
+    spy = AttentionSpy(latents[0, 0].numel() // 4, partial(_share, queries=queries))
     with spy:
         denoising_error(model, latents, ids, sigma)
     quantiles = torch.tensor([0.05, 0.5, 0.95])
     return Attention(
         height=latents.shape[-1] * 2,
         sigma=sigma,
-        by_head=[shares.mean(dim=(0, 2)).tolist() for shares in spy.shares],
-        query_quantiles=[shares.flatten().quantile(quantiles).tolist() for shares in spy.shares],
+        by_head=[shares.mean(dim=(0, 2)).tolist() for shares in spy.found],
+        query_quantiles=[shares.flatten().quantile(quantiles).tolist() for shares in spy.found],
     )
 
 
-class _AttentionSpy(TorchFunctionMode):
-    """Record, for every self-attention call, the share of keys behind 95 % of the mass: [B, H, queries]."""
+class AttentionSpy(TorchFunctionMode):
+    """Keep what `look(query, key)`, both [B, H, S, D], returns for every self-attention call over S = `tokens`."""
 
-    def __init__(self, queries: int, tokens: int) -> None:
+    def __init__(self, tokens: int, look: Callable[[Tensor, Tensor], Tensor]) -> None:
         super().__init__()
-        self.queries, self.tokens = queries, tokens
-        self.shares: list[Tensor] = []
+        self.tokens, self.look = tokens, look
+        self.found: list[Tensor] = []
 
     def __torch_function__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None) -> object:
         kwargs = kwargs or {}
@@ -95,15 +97,21 @@ class _AttentionSpy(TorchFunctionMode):
             query = kwargs["query"] if "query" in kwargs else args[0]
             key = kwargs["key"] if "key" in kwargs else args[1]
             if query.shape[-2] == key.shape[-2] == self.tokens:
-                self.shares.append(self._share(query, key))
+                self.found.append(self.look(query, key))
         return func(*args, **kwargs)
 
-    def _share(self, query: Tensor, key: Tensor) -> Tensor:
-        tokens = query.shape[-2]
-        picked = torch.randperm(tokens, generator=torch.Generator().manual_seed(0))[: self.queries].to(query.device)
-        scores = query[:, :, picked].float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
-        mass = scores.softmax(dim=-1).sort(dim=-1, descending=True).values.cumsum(dim=-1)
-        return (((mass < 0.95).sum(dim=-1) + 1) / tokens).cpu()
+
+def count_for_mass(share: Tensor) -> Tensor:
+    """Count the largest entries of `share` [..., n], which sums to 1, that make up MASS: int64 [...], at least 1."""
+    return (share.sort(dim=-1, descending=True).values.cumsum(dim=-1) < MASS).sum(dim=-1) + 1
+
+
+def _share(query: Tensor, key: Tensor, queries: int) -> Tensor:
+    """Return the share of keys behind MASS for `queries` random rows, fp32 [B, H, queries]."""
+    tokens = query.shape[-2]
+    picked = torch.randperm(tokens, generator=torch.Generator().manual_seed(0))[:queries].to(query.device)
+    scores = query[:, :, picked].float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
+    return (count_for_mass(scores.softmax(dim=-1)) / tokens).cpu()
 
 
 def sample(

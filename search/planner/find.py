@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from dit_sparse.grid import Grid
 from dit_sparse.patterns import Cached, Pattern
 from dit_sparse.pipelines.models import attention_module, head_dim_of, heads_of
 from dit_sparse.pipelines.targets import Target, find_targets
+from dit_sparse.pipelines.timing import keeps_busy
 from dit_sparse.plan import Plan
 from dit_sparse.search.metrics import Metrics
 from dit_sparse.search.planner.candidates import candidates
@@ -22,19 +22,18 @@ from dit_sparse.search.planner.clock import Clock
 from dit_sparse.search.planner.identity import binding, device_of, grid_of, settings_of
 from dit_sparse.search.planner.prices import CallShape, Price, Prices, measure_prices, place_of
 from dit_sparse.search.planner.probe import probes, sensitivities, unprobed
-from dit_sparse.search.planner.problem import Floats, Problem, evaluate, uniform
+from dit_sparse.search.planner.problem import Floats, Problem
 from dit_sparse.search.planner.renders import OutOfTimeError, Render, Renders
 from dit_sparse.search.planner.request import Search
 from dit_sparse.search.planner.solve import Solution, fastest
 from dit_sparse.search.planner.store import Store
+from dit_sparse.search.planner.uniform import costs, rivals
 from dit_sparse.search.planner.verify import Trial, best, first_budget, tighten
 from dit_sparse.search.planner.weigh import Scored, gather, make_problem, shortlist, to_plan
 
 WORK = "work"  # folder of the units, clips and facts inside the results folder
 PROBE_SHARE = 0.35  # of the time left, which probes may take
 PROBE_JOBS = 2
-AGAINST = 3  # uniform patterns of a kind that are rendered beside a plan
-TINY = 1e-30
 WARM_UP = 0.1  # of a clip, which each rendered plan pays
 PRICES, MIXED = "prices", "two groups in one call"
 BRANCHES = 2  # of guidance: conditional and not
@@ -49,7 +48,8 @@ class Outcome:
     verdict: str  # "met", "not met" or "unverified"
     why: str
     plan: Plan
-    scored: Scored | None = None
+    offered: Scored | None = None  # all candidates
+    scored: Scored | None = None  # those that the solver weighed
     prices: Prices | None = None
     weights: Floats | None = None
     probed: bool = False
@@ -59,7 +59,7 @@ class Outcome:
     dense: Render | None = None
     renders: Renders | None = None
     yardsticks: Mapping[str, Metrics] = field(default_factory=dict)
-    uniform: Mapping[int, Render] = field(default_factory=dict)  # candidates that were rendered everywhere
+    uniform: Mapping[int, Render] = field(default_factory=dict)  # of offered candidates, each used everywhere
     seconds: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -97,7 +97,7 @@ def search_plan(pipe: Any, search: Search, out: Path, told: Told) -> Outcome:
             raise
         return dense_plan("any layer was scored")
     try:
-        prices = clock.timed("prices_s", lambda: _prices(store, found, search, device, clock.up, told))
+        prices = clock.timed("prices_s", lambda: _prices(pipe, store, found, search, device, clock.up, told))
     except OutOfTimeError:
         return dense_plan("the candidates were timed")
     return _choose(pipe, search, clock, store, targets, grid, scored, prices, told)
@@ -109,7 +109,7 @@ def _choose(
 ) -> Outcome:  # fmt: skip
     """Solve and render, in turn, until the gate holds or time is up."""
     renders = Renders(pipe, search.held_out_jobs, search.batch, store, search.backend, clock.up, told)
-    scored = shortlist(scored, prices, unprobed(scored))
+    offered, scored = scored, shortlist(scored, prices, unprobed(scored))
     weights, probed, dense = unprobed(scored), False, None
     yardsticks: Mapping[str, Metrics] = {}
     uniform_renders: dict[int, Render] = {}
@@ -127,8 +127,8 @@ def _choose(
 
     def outcome(verdict: str, why: str, trials: Sequence[Trial], chosen: Trial) -> Outcome:
         return Outcome(
-            search, grid, verdict, why, chosen.plan, scored, prices, weights, probed, problem, tuple(trials), chosen,
-            dense, renders, yardsticks, uniform_renders, clock.seconds, tuple(notes),
+            search, grid, verdict, why, chosen.plan, offered, scored, prices, weights, probed, problem, tuple(trials),
+            chosen, dense, renders, yardsticks, uniform_renders, clock.seconds, tuple(notes),
         )  # fmt: skip
 
     problem = make_problem(scored, prices, weights, search.batch)
@@ -155,9 +155,11 @@ def _choose(
     ))  # fmt: skip
     chosen = best(trials)
     try:
-        for number in nearest_uniform(scored, problem, chosen) if search.against and not out_of_time else ():
-            pattern = scored.candidates[number]
-            uniform_renders[number] = renders.of(Plan.of(pattern), f"rendering {pattern} everywhere")
+        if search.against and not out_of_time:
+            ms, loss = costs(offered, prices, weights, search.batch)
+            for number in rivals(offered, ms, loss, chosen.solution.ms, chosen.solution.loss):
+                pattern = offered.candidates[number]
+                uniform_renders[number] = renders.of(Plan.of(pattern), f"rendering {pattern} everywhere")
     except OutOfTimeError:
         notes.append("time was up before all uniform patterns were rendered")
     if chosen.passes and not chosen.plan.rules:
@@ -173,17 +175,6 @@ def _choose(
     return outcome("not met", why, trials, chosen)
 
 
-def nearest_uniform(scored: Scored, problem: Problem, chosen: Trial) -> list[int]:
-    """Name the candidates to render everywhere: of each kind the few whose predicted loss is nearest to the plan's."""
-    kinds: dict[str, list[tuple[float, int]]] = {}
-    for number, pattern in enumerate(scored.candidates):
-        if number:
-            _, loss = evaluate(problem, uniform(problem, number))
-            distance = abs(math.log(max(loss, TINY)) - math.log(max(chosen.solution.loss, TINY)))
-            kinds.setdefault(pattern.name, []).append((distance, number))
-    return [number for of_kind in kinds.values() for _, number in sorted(of_kind)[:AGAINST]]
-
-
 def _gib(target: Target, grid: Grid, kept_choices: int) -> float:
     module = attention_module(target.transformer, target.layers[0])
     batch = 2 if target.model.cfg == "doubled batch" else 1
@@ -192,15 +183,19 @@ def _gib(target: Target, grid: Grid, kept_choices: int) -> float:
     return bytes_beside_model(grid, batch, heads, head_dim, max(2, itemsize), kept_choices) / 2**30
 
 
-def _prices(store: Store, patterns: Sequence[Pattern], search: Search, device: str, stop: Stop, told: Told) -> Prices:
+def _prices(
+    pipe: Any, store: Store, patterns: Sequence[Pattern], search: Search, device: str, stop: Stop, told: Told
+) -> Prices:
     """Time what is not on disk for this shape and device; each price is kept as soon as it is known."""
     seen = store.read(SHAPE)
     assert seen is not None, "a scored call has a shape"
     shape = CallShape.from_dict(seen)
     shape = replace(shape, batch=shape.batch * search.batch)
-    head = {"shape": asdict(shape), "where": place_of(device)}
+    head: dict[str, Any] = {"shape": asdict(shape), "where": place_of(device)}
     on_disk = store.read(PRICES)
-    facts: dict[str, Any] = dict(on_disk["prices"]) if on_disk and on_disk["head"] == head else {}
+    facts: dict[str, Any] = {}
+    if on_disk and "busy" in on_disk["head"] and on_disk["head"] == {**head, "busy": on_disk["head"]["busy"]}:
+        head, facts = on_disk["head"], dict(on_disk["prices"])
 
     def keep(pattern: str, price: Price) -> None:
         facts[pattern] = asdict(price)
@@ -211,9 +206,11 @@ def _prices(store: Store, patterns: Sequence[Pattern], search: Search, device: s
 
     if stop() and len(facts) < len(patterns):
         raise OutOfTimeError
+    if "busy" not in head:
+        head["busy"] = keeps_busy(pipe, search.held_out_jobs[: search.batch])
     known = {pattern: Price(**price) for pattern, price in facts.items() if pattern != MIXED}
     mixed = facts.get(MIXED, {}).get("launch")
-    found = measure_prices(patterns, shape, device, search.backend, known, keep, mixed)
+    found = measure_prices(patterns, shape, device, search.backend, known, keep, mixed, bool(head["busy"]))
     if mixed is None:
         facts[MIXED] = asdict(Price(found.mixed, 0.0))
         store.write(PRICES, {"head": head, "prices": facts})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import itertools
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from dit_sparse.search.planner.points import (
     end_to_end,
     gate_line,
     psnr_db,
+    psnr_text,
     speedup,
 )
 from dit_sparse.search.planner.report import (
@@ -28,19 +30,19 @@ from dit_sparse.search.planner.report import (
     group_densities,
     group_name,
     kept_text,
-    psnr_text,
     spread_rows,
     table_rows,
     verdict_line,
     yardstick_rows,
 )
+from dit_sparse.search.planner.rivals import ABOUT, RIVAL_HEADINGS, rival_rows
 from dit_sparse.search.report_parts import number, seconds, times
 
 TEMPLATE = Path(__file__).with_name("report.html")
 PNG = b"\x89PNG\r\n\x1a\n"
 CELL = 12  # pixels of a head in the map
 # Upper ends of the shades of density, the palest first; the last one is dense alone.
-SHADES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, 0.999, 1.0)
+SHADES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, math.nextafter(1.0, 0.0), 1.0)
 CHUNK = 5  # layers in a row of the sensitivity table
 
 
@@ -71,6 +73,9 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
         "gate_after": above,
         "gate": gate,
         "yardsticks": yardstick_rows(report),
+        "rival_headings": RIVAL_HEADINGS,
+        "rivals": rival_rows(report),
+        "about_rivals": ABOUT,
         "limit": LIMIT,
         "spreads": spread_rows(point) if point and point["measured"] else [],
         "metrics": METRICS,

@@ -6,6 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dit_sparse.search.planner.problem import Floats
+
+CONFIDENCE = 0.95
+
 Report = Mapping[str, Any]
 Point = Mapping[str, Any]
 
@@ -52,6 +56,16 @@ def psnr_db(point: Point, what: str = "mean") -> float | None:
     return None if what in ("low", "high") else math.inf
 
 
+def psnr_text(point: Point, what: str = "mean") -> str:
+    """Write a PSNR of a point as text."""
+    found = psnr_db(point, what)
+    if found is None:
+        return "–"
+    if found < float("inf"):
+        return f"{found:.1f}"
+    return "identical" if point["measured"]["identical"] else "∞"
+
+
 def by_speed(report: Report) -> list[Point]:
     """Return the points from the fastest to the slowest."""
     return sorted(report["points"], key=lambda point: -speedup(report, point)[0])
@@ -90,6 +104,23 @@ def front(places: Sequence[tuple[float, float]]) -> list[int]:
         if not kept or places[i][1] > places[kept[-1]][1] or places[i] == places[kept[-1]]:
             kept.append(i)
     return kept[::-1]
+
+
+def price_errors(report: Report) -> list[float]:
+    """Return predicted over measured attention time of everything that was timed, dense first, less 1."""
+    pairs = [(report["dense"]["attention_ms"], report["dense"]["attention_seconds"])]
+    pairs += [(p["predicted_ms"], p["measured"]["attention_seconds"]) for p in report["points"] if p["measured"]]
+    return [ms / 1e3 / seconds - 1.0 for ms, seconds in pairs if ms and seconds]
+
+
+def interval(values: Floats) -> dict[str, float]:
+    """Return the mean of values [n] and its 95 % interval (Student's t; no width for one value)."""
+    from scipy.stats import t
+
+    mean, half = float(values.mean()), 0.0
+    if len(values) > 1:
+        half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def _ratio(dense: float | None, sparse: float | None) -> float | None:

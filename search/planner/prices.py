@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -81,16 +82,18 @@ def measure_prices(
     known: Mapping[str, Price] | None = None,
     keep: Callable[[str, Price], None] = lambda pattern, price: None,
     mixed: float | None = None,
+    busy: bool = True,
 ) -> Prices:
     """Time calls with each pattern (dense too) for all heads and for half of them, and one of two groups.
 
     A call is what a layer pays: token order, choice and kernel; a kept choice is shared out over the steps it serves.
     Medians of some rounds on random q, k and v, after two to warm up. CUDA events where there are any. What is in
     `known` is not timed; `keep` hears of each new price, and may raise to stop. `mixed`: as in `Prices`, if known.
+    busy: the calls are those of a model that keeps the GPU busy, which hides what the host does (`keeps_busy`).
     """
     everyone = [Dense(), *(p for p in patterns if not isinstance(p, Dense))]
     found = dict(known or {})
-    timer = _Timer(shape, torch.device(device), backend)
+    timer = _Timer(shape, torch.device(device), backend, busy)
     half = timer.half
     for pattern in everyone:
         if str(pattern) in found:
@@ -120,7 +123,7 @@ def place_of(device: torch.device | str) -> str:
 class _Timer:
     """Run calls on random tensors of one shape."""
 
-    def __init__(self, shape: CallShape, device: torch.device, backend: str) -> None:
+    def __init__(self, shape: CallShape, device: torch.device, backend: str, busy: bool) -> None:
         self.shape, self.device, self.backend = shape, device, backend
         dtype, kv_heads = getattr(torch, shape.dtype), shape.kv_heads or shape.heads
         self.shared = shape.heads // kv_heads  # query heads that share a key head
@@ -134,10 +137,15 @@ class _Timer:
         self.layer = Layer("timed", 0, Schedule(Plan.dense()), dense_attention)
         self.rounds = ROUNDS.get(device.type, ROUNDS_ACCELERATOR)
         self.where = place_of(device)
+        self.filler = _Filler(device) if busy and device.type == "cuda" else None
 
     @torch.no_grad()
     def milliseconds(self, patterns: Sequence[Pattern]) -> float:
-        """Return the median time of a call whose heads take these patterns, the mean over the life of a choice."""
+        """Return the median time of a call whose heads take these patterns, the mean over the life of a choice.
+
+        Rounds are queued one behind the other, as the layers of a model are. Where the model keeps the GPU busy, other
+        work goes before each, for as long as the host needs to queue it: then the host's time is hidden, as in a run.
+        """
         kv_heads = len(patterns) // self.shared
         k, v = (x[:, :, :kv_heads].contiguous() for x in (self.k, self.v))
         given = Tensors(self.q[:, :, : len(patterns)].contiguous(), k, v, None, None, self.shared > 1, None)
@@ -145,16 +153,23 @@ class _Timer:
         execution, record = Execution(self.backend), LayerRecord("timed")
         life = max(p.refresh_steps if isinstance(p, Cached) else 1 for p in patterns)
 
-        def one_life(number: int) -> float:
+        def one_life(number: int) -> tuple[Any, Any]:
             start = self._now()
             for step in range(life):
                 moment = Moment(self.shape.grid, step=number * life + step)
                 execution.sparse(self.layer, given, call, moment, record)
-            return self._since(start) / life
+            return start, self._now()
 
-        for number in range(2):
-            one_life(number)
-        return statistics.median(one_life(2 + number) for number in range(self.rounds))
+        one_life(0)
+        began = time.perf_counter()
+        one_life(1)
+        host_ms = 1e3 * (time.perf_counter() - began)
+        taken = []
+        for number in range(self.rounds):
+            if self.filler is not None:
+                self.filler.run(host_ms)
+            taken.append(one_life(2 + number))
+        return statistics.median(self._between(*one) for one in taken) / life
 
     def _now(self) -> Any:
         if self.device.type != "cuda":
@@ -163,9 +178,27 @@ class _Timer:
         event.record()
         return event
 
-    def _since(self, start: Any) -> float:
-        end = self._now()
+    def _between(self, start: Any, end: Any) -> float:
         if self.device.type != "cuda":
             return float(end - start) * 1e3
         end.synchronize()
         return float(start.elapsed_time(end))
+
+
+class _Filler:
+    """Keep a GPU busy for about so many milliseconds, with products of two matrices."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.matrix = torch.randn(4096, 4096, device=device, dtype=torch.float16)
+        self.ms = math.inf
+        for _ in range(3):  # the first ones are slow
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            self.matrix @ self.matrix
+            end.record()
+            end.synchronize()
+            self.ms = min(self.ms, start.elapsed_time(end))
+
+    def run(self, ms: float) -> None:
+        for _ in range(1 + math.ceil(ms / self.ms)):
+            self.matrix @ self.matrix

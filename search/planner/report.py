@@ -18,9 +18,11 @@ from dit_sparse.search.planner.points import (
     gate_line,
     gate_text,
     measured_speedup,
-    psnr_db,
+    price_errors,
+    psnr_text,
     speedup,
 )
+from dit_sparse.search.planner.rivals import ABOUT, RIVAL_HEADINGS, rival_rows
 from dit_sparse.search.report import environment_lines
 from dit_sparse.search.report_parts import check_schema, escape_markdown, markdown_table, number, seconds, times
 
@@ -94,20 +96,14 @@ def verdict_line(report: Report) -> str:
     return told if report["verdict"] == "met" else f"{told}; {why}"
 
 
-def table_rows(report: Report) -> list[tuple[str, ...]]:
-    """Return one row of text for each point under HEADINGS, the fastest first; attention speed-ups are measured."""
+def table_rows(report: Report, rendered: bool = False) -> list[tuple[str, ...]]:
+    """Return one row of text for each point under HEADINGS, the fastest first; attention speed-ups are measured.
+
+    rendered: only those that were rendered, and the chosen one.
+    """
     chosen = chosen_point(report)
-    return [_row(report, point, point is chosen) for point in by_speed(report)]
-
-
-def psnr_text(point: Point, what: str = "mean") -> str:
-    """Write a PSNR of a point as text."""
-    found = psnr_db(point, what)
-    if found is None:
-        return "–"
-    if found < float("inf"):
-        return f"{found:.1f}"
-    return "identical" if point["measured"]["identical"] else "∞"
+    shown = [point for point in by_speed(report) if not rendered or point["measured"] or point is chosen]
+    return [_row(report, point, point is chosen) for point in shown]
 
 
 def kept_text(density: float) -> str:
@@ -172,6 +168,9 @@ def to_markdown(report: Report) -> str:
     if point is not None and point["measured"] is not None:
         spreads = markdown_table(("metric", "mean", "95 % interval of the mean", "worst"), spread_rows(point))
         lines += ["## The chosen plan on held-out prompts", "", spreads, ""]
+    if against := rival_rows(report):
+        cells = [tuple(map(escape_markdown, row)) for row in against]
+        lines += ["## Against uniform patterns", "", ABOUT, "", markdown_table(RIVAL_HEADINGS, cells), ""]
     if yardsticks := yardstick_rows(report):
         lines += ["## Yardsticks", "", markdown_table(("what differs", "PSNR dB", "SSIM"), yardsticks), ""]
     if densities := group_densities(report):
@@ -213,7 +212,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("at densities", ", ".join(f"{density:g}" for density in request["densities"])),
         ("backend", request["backend"]),
         ("budget", "none" if request["minutes"] is None else f"{request['minutes']:g} minutes"),
-        ("prices", prices["where"] + shipped),
+        ("prices", prices["where"] + shipped + _errors(price_errors(report))),
         ("search took", ", ".join(f"{name} {seconds(value)} s" for name, value in took.items()) or "–"),
     ]  # fmt: skip
 
@@ -234,6 +233,12 @@ def _row(report: Report, point: Point, chosen: bool) -> tuple[str, ...]:
         *(number(spread and spread["mean"], ".3f") for spread in spreads),
         "not rendered" if measured is None else "passes" if measured["passes"] else "fails",
     )
+
+
+def _errors(errors: list[float]) -> str:
+    if not errors:
+        return ""
+    return f"; predicted attention was {100 * min(errors):+.1f} to {100 * max(errors):+.1f} % off in {len(errors)} runs"
 
 
 def _interval(spread: Mapping[str, Any] | None, form: str) -> str:

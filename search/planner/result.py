@@ -14,14 +14,15 @@ from dit_sparse.search.environment import environment
 from dit_sparse.search.metrics import Metrics
 from dit_sparse.search.planner.find import Outcome
 from dit_sparse.search.planner.gate import MOST_DB
+from dit_sparse.search.planner.points import interval
 from dit_sparse.search.planner.probe import bands_of
-from dit_sparse.search.planner.problem import Choice, Floats, evaluate, uniform
+from dit_sparse.search.planner.problem import evaluate, uniform
 from dit_sparse.search.planner.renders import Render
 from dit_sparse.search.planner.request import Search
+from dit_sparse.search.planner.uniform import costs, everywhere
 from dit_sparse.search.planner.weigh import Scored, densities
 
 WORST = 3
-CONFIDENCE = 0.95
 
 
 def report_of(pipe: Any, outcome: Outcome, model: str, command: str) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -76,43 +77,34 @@ def report_of(pipe: Any, outcome: Outcome, model: str, command: str) -> tuple[di
     return report, pictures
 
 
-def interval(values: Floats) -> dict[str, float]:
-    """Return the mean of values [n] and its 95 % interval (Student's t; no width for one value)."""
-    from scipy.stats import t
-
-    mean, half = float(values.mean()), 0.0
-    if len(values) > 1:
-        half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
-    return {"mean": mean, "low": mean - half, "high": mean + half}
-
-
 def _points(outcome: Outcome) -> tuple[list[dict[str, Any]], int | None]:
     """List what was tried, and every candidate used everywhere, as it is predicted."""
-    problem, scored = outcome.problem, outcome.scored
-    if problem is None or scored is None:
+    offered, scored, prices, weights = outcome.offered, outcome.scored, outcome.prices, outcome.weights
+    if outcome.problem is None or offered is None or scored is None or prices is None or weights is None:
         return [], None
-    dense_ms, _ = evaluate(problem, uniform(problem, 0))
+    of_uniform = list(zip(*costs(offered, prices, weights, outcome.search.batch), strict=True))
+    dense_ms = of_uniform[0][0]
 
-    def point(name: str, kind: str, spec: str | None, choice: Choice) -> dict[str, Any]:
-        ms, loss = evaluate(problem, choice)
-        own, run = densities(scored, choice)
+    def point(
+        name: str, spec: str | None, sums: tuple[float, float], kept: tuple[float, float], render: Render | None
+    ) -> dict[str, Any]:
+        (ms, loss), (own, run) = sums, kept
         return {
-            "name": name, "kind": kind, "spec": spec, "predicted_ms": ms, "predicted_speedup": dense_ms / ms,
-            "predicted_loss": loss, "density": own, "run_density": run, "measured": None,
+            "name": name, "kind": "searched" if spec is None else "uniform", "spec": spec, "predicted_ms": float(ms),
+            "predicted_speedup": float(dense_ms / ms), "predicted_loss": float(loss), "density": own,
+            "run_density": run, "measured": None if render is None else measured(outcome.search, render),
         }  # fmt: skip
 
     found, chosen = [], None
     for number, trial in enumerate(outcome.trials):
-        if trial is outcome.chosen:
-            chosen = number
-        found.append(point(f"searched {number + 1}", "searched", None, trial.solution.choice))
-        if trial.render is not None:
-            found[-1]["measured"] = measured(outcome.search, trial.render)
-    for number, pattern in enumerate(scored.candidates):
+        chosen = number if trial is outcome.chosen else chosen
+        choice = trial.solution.choice
+        sums = evaluate(outcome.problem, choice)
+        found.append(point(f"searched {number + 1}", None, sums, densities(scored, choice), trial.render))
+    for number, pattern in enumerate(offered.candidates):
         if number:
-            found.append(point(str(pattern), "uniform", str(pattern), uniform(problem, number)))
-            if number in outcome.uniform:
-                found[-1]["measured"] = measured(outcome.search, outcome.uniform[number])
+            kept = densities(offered, everywhere(offered, number))
+            found.append(point(str(pattern), str(pattern), of_uniform[number], kept, outcome.uniform.get(number)))
     return found, chosen
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dit_sparse.pipelines.presets import for_model
 from dit_sparse.pipelines.targets import find_targets
 from dit_sparse.plan import Plan
 from dit_sparse.search.environment import environment
@@ -37,8 +38,9 @@ def validate_plan(pipe: Any, plan: Plan, search: Search, out: Path, told: Told) 
         OSError: the disk is full or gone.
     """
     clock, grid, targets = Clock(search.minutes), grid_of(pipe, search), find_targets(pipe)
-    for target in targets:
-        bound = target.binding()
+    models = [target.binding() for target in targets]
+    plan = for_model(plan, models)
+    for bound in models:
         plan.check(bound.transformer_class, bound.layers, bound.heads, bound.config)
     search.gate.check(search.job.frames, search.job.height or 0, search.job.width or 0)
     for rule in plan.rules:

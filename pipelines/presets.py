@@ -1,0 +1,41 @@
+"""Presets by model: the plan that a search made for this very model, where one ships, instead of the rule of thumb."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+
+from dit_sparse.plan import FILE_NAME, ModelBinding, Plan
+from dit_sparse.spec import PRESETS
+
+FOLDER = Path(__file__).resolve().parent.parent / "assets" / "plans"  # MODEL/PRESET/plan.json
+
+
+def for_model(plan: Plan, models: Iterable[ModelBinding]) -> Plan:
+    """Return the shipped plan of this name for these transformers if `plan` is a preset and there is one; else `plan`.
+
+    Shipped plans are bound to a transformer's class, layers, heads and config; every transformer must be that one.
+    """
+    if plan != PRESETS.get(plan.name):
+        return plan
+    found = {shipped_plans().get((plan.name, model)) for model in models}
+    only = found.pop() if len(found) == 1 else None
+    return plan if only is None else only
+
+
+@functools.cache
+def shipped_plans(folder: Path = FOLDER) -> dict[tuple[str, ModelBinding], Plan]:
+    """Read the plans that ship with the package, by the preset that they stand for and the model they are bound to.
+
+    Raises: ValueError for a plan that is broken or bound to no config.
+    """
+    found = {}
+    for path in sorted(folder.glob(f"*/*/{FILE_NAME}")):
+        plan = Plan.load(path)
+        if path.parent.name not in PRESETS or plan.model is None or plan.model.config is None:
+            raise ValueError(
+                f"{path} must be named after a preset ({', '.join(PRESETS)}) and bound to a model's config"
+            )
+        found[path.parent.name, plan.model] = plan
+    return found
