@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -198,13 +199,25 @@ def bench_quality(
     device: Device = None,
     out: Annotated[Path | None, typer.Option(help="Write the rows as JSON to this file.")] = None,
 ) -> None:
-    """Generate with every pattern at equal budgets: density, recall, PSNR against dense, seconds."""
+    """Generate with every pattern at equal budgets: density, recall, PSNR against dense, seconds.
+
+    The file is written anew after each row; "finished" in it says whether all are there.
+    """
     from dataclasses import asdict
 
     from dit_sparse.pipelines.generate import check_device, default_device
     from dit_sparse.search.console import stdout, table
     from dit_sparse.search.environment import environment
-    from dit_sparse.search.quality_bench import HEADINGS, PATTERNS, PROMPTS, Setting, bench_quality, cells
+    from dit_sparse.search.quality_bench import (
+        HEADINGS,
+        PATTERNS,
+        PROMPTS,
+        Row,
+        Setting,
+        Yardstick,
+        bench_quality,
+        cells,
+    )
     from dit_sparse.search.staging import check_writable, write_text
 
     if out is not None:
@@ -212,12 +225,18 @@ def bench_quality(
     check_device(device or default_device())
     prompts = tuple(prompt or PROMPTS)
     setting = Setting(model, device or default_device(), prompts, seed, steps, frames, height, width)
-    budgets = budget or [0.1, 0.2, 0.35]
+    head = {"environment": environment(), "setting": asdict(setting)}
+
+    def keep(yardstick: Yardstick, rows: Sequence[Row], finished: bool = False) -> None:
+        if out is not None:
+            found = {**head, "finished": finished, "yardstick": asdict(yardstick), "rows": list(map(asdict, rows))}
+            write_text(out, json.dumps(found, indent=2) + "\n")
+
     yardstick, rows = bench_quality(
-        setting, plan or PATTERNS, budgets, lambda line: print(line, file=sys.stderr, flush=True)
-    )
+        setting, plan or PATTERNS, budget or [0.1, 0.2, 0.35],
+        lambda line: print(line, file=sys.stderr, flush=True), keep,
+    )  # fmt: skip
+    keep(yardstick, rows, finished=True)
     stdout().print(table(HEADINGS, cells(rows)))
     if out is not None:
-        found = {"environment": environment(), "setting": asdict(setting), "yardstick": asdict(yardstick)}
-        write_text(out, json.dumps({**found, "rows": [asdict(row) for row in rows]}, indent=2) + "\n")
         print(out)

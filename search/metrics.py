@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dit_sparse.search.lpips import lpips
 
 Frames = NDArray[np.float32]  # [T, H, W, 3] in [0, 1]
 SSIM_WINDOW = 11
@@ -22,13 +25,14 @@ class Metrics:
     flicker: float | None  # None: a single frame
     warp_error: float | None  # None: a single frame, or OpenCV is not installed
     identical: bool
+    lpips: float | None = None  # None: no weights are installed, or a side is too short; measured by older versions
 
 
 def measure(dense: Frames, sparse: Frames) -> Metrics:
     """Compare two clips of one shape [T, H, W, 3] in [0, 1].
 
     Raises:
-        ValueError: shapes differ, or a value is not a finite number in [0, 1].
+        ValueError: shapes differ, a value is not a finite number in [0, 1], or installed LPIPS weights are damaged.
     """
     check_frames(dense, "dense")
     check_frames(sparse, "sparse")
@@ -41,7 +45,20 @@ def measure(dense: Frames, sparse: Frames) -> Metrics:
         flicker=flicker(dense, sparse),
         warp_error=warp_error(dense, sparse),
         identical=identical,
+        lpips=lpips(dense, sparse),
     )
+
+
+def mean_metrics(clips: Sequence[Metrics]) -> Metrics:
+    """Return the mean of each metric, None where a clip lacks it; PSNR is that of the clips that are not identical."""
+
+    def mean(name: str) -> float | None:
+        values = [value for clip in clips if (value := getattr(clip, name)) is not None]
+        whole = len(values) == len(clips) or name == "psnr_db"
+        return float(np.mean(values)) if values and whole else None
+
+    identical = all(clip.identical for clip in clips)
+    return Metrics(mean("psnr_db"), mean("ssim"), mean("flicker"), mean("warp_error"), identical, mean("lpips"))
 
 
 def check_frames(frames: Frames, name: str) -> None:

@@ -15,10 +15,12 @@ from dit_sparse.pipelines.generate import Clip, Job, default_dtype, generate, kn
 from dit_sparse.pipelines.generate import with_defaults as filled
 from dit_sparse.pipelines.geometry import expected_grid
 from dit_sparse.search.fitting import fit
-from dit_sparse.search.metrics import measure
+from dit_sparse.search.metrics import Metrics, mean_metrics, measure
+from dit_sparse.search.report_parts import number
 
 HEADINGS = (
-    "budget", "pattern", "density", "computed", "recall", "lowest", "error", "PSNR dB", "least", "SSIM", "seconds"
+    "budget", "pattern", "density", "computed", "recall", "lowest", "error", "PSNR dB", "least", "SSIM", "LPIPS",
+    "seconds",
 )  # fmt: skip
 PROMPTS = (
     "a striped red circle bouncing on a gradient blue and cyan background",
@@ -44,7 +46,8 @@ class Row:
 
     budget: the computed density asked for. recall, lowest_recall, error: of single sparse calls (`monitor=True`), for
     the first prompt.
-    psnr_db: one for each prompt, against the dense clip of the same seed. seconds: median of whole generations.
+    psnr_db: one for each prompt, against the dense clip of the same seed. ssim, lpips: means of the prompts, None where
+    a clip lacks it. seconds: median of whole generations.
     """
 
     budget: float
@@ -55,16 +58,18 @@ class Row:
     lowest_recall: float
     error: float
     psnr_db: tuple[float, ...]
-    ssim: float
+    ssim: float | None
+    lpips: float | None
     seconds: float
 
 
 @dataclass(frozen=True)
 class Yardstick:
-    """Hold what the rows are read against: the dense seconds, and how far another seed's clip is from the dense one."""
+    """Hold what the rows are read against: dense seconds, and how far another seed's clips are from the dense ones."""
 
     dense_seconds: float
     other_seed_psnr_db: tuple[float, ...]
+    other_seed_lpips: float | None
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,15 @@ class Setting:
 
 
 def bench_quality(
-    setting: Setting, specs: Sequence[str], budgets: Sequence[float], told: Callable[[str], None]
+    setting: Setting,
+    specs: Sequence[str],
+    budgets: Sequence[float],
+    told: Callable[[str], None],
+    keep: Callable[[Yardstick, Sequence[Row]], None],
 ) -> tuple[Yardstick, list[Row]]:
     """Generate with every pattern at every budget, all else equal: first steps dense, then the one pattern everywhere.
+
+    keep: called with all that is measured so far, before the first row and after each.
 
     Raises: ValueError for an unknown spec or a model without a grid.
     """
@@ -100,9 +111,11 @@ def bench_quality(
     generate(pipe, jobs[0])
     dense = [generate(pipe, job) for job in jobs]
     others = [generate(pipe, replace(job, seed=setting.seed + 1)) for job in jobs]
-    yardstick = Yardstick(_median(dense), tuple(map(_psnr, dense, others)))
+    apart = _distances(dense, others)
+    yardstick = Yardstick(_median(dense), tuple(map(_psnr, apart)), mean_metrics(apart).lpips)
     told(f"dense {yardstick.dense_seconds:.2f} s; another seed {_mean(yardstick.other_seed_psnr_db):.1f} dB")
-    rows = []
+    rows: list[Row] = []
+    keep(yardstick, rows)
     for budget in budgets:
         for pattern in patterns:
             try:
@@ -111,6 +124,7 @@ def bench_quality(
                 told(f"{budget}  {pattern}: {refused}")
                 continue
             rows.append(_row(pipe, setting, jobs, budget, fitted, dense))
+            keep(yardstick, rows)
             told("  ".join(cells(rows[-1:])[0]))
     return yardstick, rows
 
@@ -127,10 +141,11 @@ def _row(
     assert measured is not None
     assert found.density is not None
     assert found.computed_density is not None
-    ssim = [measure(one.frames, other.frames).ssim or math.nan for one, other in zip(dense, timed, strict=True)]
+    distances = _distances(dense, timed)
+    mean = mean_metrics(distances)
     return Row(
         budget, str(pattern), found.density, found.computed_density, measured.recall, measured.lowest_recall,
-        measured.error, tuple(map(_psnr, dense, timed)), _mean(ssim), _median(timed),
+        measured.error, tuple(map(_psnr, distances)), mean.ssim, mean.lpips, _median(timed),
     )  # fmt: skip
 
 
@@ -145,9 +160,12 @@ def _grid(pipe: Any, job: Job) -> Grid:
     return grid
 
 
-def _psnr(one: Clip, other: Clip) -> float:
-    found = measure(one.frames, other.frames).psnr_db
-    return math.inf if found is None else found
+def _distances(dense: Sequence[Clip], clips: Sequence[Clip]) -> list[Metrics]:
+    return [measure(one.frames, other.frames) for one, other in zip(dense, clips, strict=True)]
+
+
+def _psnr(found: Metrics) -> float:
+    return math.inf if found.psnr_db is None else found.psnr_db
 
 
 def _median(clips: Sequence[Clip]) -> float:
@@ -164,7 +182,7 @@ def cells(rows: Sequence[Row]) -> list[list[str]]:
         [
             f"{row.budget}", row.pattern, f"{row.density:.3f}", f"{row.computed_density:.3f}", f"{row.recall:.3f}",
             f"{row.lowest_recall:.3f}", f"{row.error:.3f}", f"{_mean(row.psnr_db):.2f}", f"{min(row.psnr_db):.2f}",
-            f"{row.ssim:.3f}", f"{row.seconds:.2f}",
+            number(row.ssim, ".3f"), number(row.lpips, ".3f"), f"{row.seconds:.2f}",
         ]
         for row in rows
     ]  # fmt: skip

@@ -107,9 +107,10 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         "## Density", "",
         "Fractions of query-key pairs among video tokens: `kept (skipped)`.", "",
         markdown_table(
-            ("run", "density", "computed density", "run density", "flicker", "warp error"),
+            ("run", "density", "computed density", "run density", "LPIPS", "flicker", "warp error"),
             [(r["name"], _kept(r["density"]), _kept(r["computed_density"]), _kept(r["run_density"]),
-              number(r["metrics"]["flicker"], ".4f"), number(r["metrics"]["warp_error"], "+.4f"))
+              number(r["metrics"].get("lpips"), ".4f"), number(r["metrics"]["flicker"], ".4f"),
+              number(r["metrics"]["warp_error"], "+.4f"))
              for r in report["sparse"]],
         ), "",
         "`density`: pairs attended in sparse calls; `computed density`: pairs in the blocks that the kernel reads; "

@@ -108,7 +108,9 @@ def _choose(
     prices: Prices, told: Told,
 ) -> Outcome:  # fmt: skip
     """Solve and render, in turn, until the gate holds or time is up."""
-    renders = Renders(pipe, search.held_out_jobs, search.batch, store, search.backend, clock.up, told)
+    renders = Renders(
+        pipe, search.held_out_jobs, search.batch, store, search.backend, clock.up, told, search.gate.metrics
+    )
     offered, scored = scored, shortlist(scored, prices, unprobed(scored))
     weights, probed, dense = unprobed(scored), False, None
     yardsticks: Mapping[str, Metrics] = {}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dit_sparse.nearest import did_you_mean
+from dit_sparse.search import lpips
 from dit_sparse.search.metrics import SSIM_WINDOW, Metrics
 
 # name -> (metric, worst clip instead of the mean, more is better)
@@ -20,6 +21,8 @@ LIMITS = {
     "flicker": ("flicker", False, False),
     "worst_flicker": ("flicker", True, False),
     "warp_error": ("warp_error", False, False),
+    "lpips": ("lpips", False, False),
+    "worst_lpips": ("lpips", True, False),
 }
 USUAL = "psnr_db>=25,worst_psnr_db>=20"
 MOST_DB = 100.0  # stands for identical clips
@@ -28,7 +31,7 @@ ENOUGH_DB = 60.0  # of a clip in a mean, where the limit is not above it: one th
 
 @dataclass(frozen=True)
 class Gate:
-    """Hold limits by the names of LIMITS: at least for PSNR (dB) and SSIM, at most for flicker and warp error."""
+    """Hold limits by the names of LIMITS: at least for PSNR (dB) and SSIM, at most for the rest."""
 
     limits: Mapping[str, float]
 
@@ -62,10 +65,16 @@ class Gate:
     def __str__(self) -> str:
         return ",".join(f"{name}{'>=' if LIMITS[name][2] else '<='}{limit:g}" for name, limit in self.limits.items())
 
+    @property
+    def metrics(self) -> frozenset[str]:
+        """Return the metrics that the limits are on, as Metrics names them."""
+        return frozenset(LIMITS[name][0] for name in self.limits)
+
     def margin_db(self, clips: Sequence[Metrics]) -> float:
         """Return by how much these clips pass, in dB of squared error; negative: the worst limit fails by so much.
 
-        SSIM counts as 1 - SSIM, and it, flicker and warp error as amplitudes or powers alike: ten decades of ten.
+        SSIM counts as 1 - SSIM, and it, flicker, warp error and LPIPS as amplitudes or powers alike: ten decades of
+        ten.
 
         Raises: ValueError for a metric that these clips do not have.
         """
@@ -76,7 +85,7 @@ class Gate:
     def check(self, frames: int | None, height: int, width: int) -> None:
         """Refuse, before any work, limits on what clips of this size do not have.
 
-        Raises: ValueError that says what is missing.
+        Raises: ValueError that says what is missing, or that what is installed is damaged.
         """
         for name in self.limits:
             metric = LIMITS[name][0]
@@ -86,6 +95,13 @@ class Gate:
                 raise ValueError(f"gate {self}: {name} needs sides of at least {SSIM_WINDOW} pixels")
             if metric == "warp_error" and importlib.util.find_spec("cv2") is None:
                 raise ValueError(f"gate {self}: {name} needs OpenCV: pip install 'dit-sparse[metrics]'")
+            if metric == "lpips":
+                if min(height, width) < lpips.MIN_SIDE:
+                    raise ValueError(f"gate {self}: {name} needs sides of at least {lpips.MIN_SIDE} pixels")
+                files = lpips.find_weights()
+                if files is None:
+                    raise ValueError(f"gate {self}: {name} needs weights that are not installed: {lpips.HOW_TO_GET}")
+                lpips.load(files)
 
     def _margin(self, name: str, limit: float, clips: Sequence[Metrics]) -> float:
         metric, worst, more = LIMITS[name]
@@ -107,7 +123,7 @@ def _value(clip: Metrics, metric: str) -> float:
     if found is None:
         raise ValueError(
             f"the gate asks for {metric}, which these clips do not have: frames too small or too few, or (warp_error) "
-            "OpenCV is not installed: pip install 'dit-sparse[metrics]'"
+            f"OpenCV is not installed: pip install 'dit-sparse[metrics]', or (lpips) no weights are: {lpips.HOW_TO_GET}"
         )
     return min(float(found), MOST_DB)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from dit_sparse.pipelines.enable import sparse, summary
 from dit_sparse.pipelines.generate import Job, generate_batch, run_steps
 from dit_sparse.pipelines.timing import time_attention
 from dit_sparse.plan import Plan
-from dit_sparse.search.metrics import Frames, Metrics, measure
+from dit_sparse.search.metrics import Frames, Metrics, mean_metrics, measure
 from dit_sparse.search.planner.capture import Stop, Told
 from dit_sparse.search.planner.store import Store
 from dit_sparse.search.staging import staged
@@ -54,14 +54,17 @@ class Render:
 class Renders:
     """Generate clips of `jobs` with plans, `batch` at a time; what is on disk is not generated again.
 
-    backend: of the sparse calls. Raises OutOfTimeError where `stop()` says so before a batch.
+    backend: of the sparse calls. needed: metrics that a clip measured before must have, or it is generated again: it
+    may be of a time when what they need was not installed. Raises OutOfTimeError where `stop()` says so before a batch.
     """
 
     def __init__(
-        self, pipe: Any, jobs: Sequence[Job], batch: int, store: Store, backend: str, stop: Stop, told: Told
-    ) -> None:
+        self, pipe: Any, jobs: Sequence[Job], batch: int, store: Store, backend: str, stop: Stop, told: Told,
+        needed: Collection[str] = (),
+    ) -> None:  # fmt: skip
         self.pipe, self.jobs, self.batch, self.store, self.backend = pipe, tuple(jobs), batch, store, backend
         self.stop, self.told = stop, told
+        self.needed = frozenset(needed) - {"psnr_db"}  # which identical clips do not have
 
     def dense(self) -> Render:
         """Generate the dense clips that every plan is measured against, and time them."""
@@ -83,7 +86,7 @@ class Renders:
         """
         wanted = self.jobs if jobs is None else tuple(jobs)
         name = f"renders/{_hash(plan.to_dict()['rules'])}"
-        found: dict[Job, Any] = {job: self.store.read(f"{name}-{_hash(asdict(job))}") for job in wanted}
+        found: dict[Job, Any] = {job: self._measured(f"{name}-{_hash(asdict(job))}") for job in wanted}
         with sparse(self.pipe, plan, min_tokens=0, backend=self.backend):
             for batch in self._batches(what, [job for job in wanted if found[job] is None]):
                 for job, clip in zip(batch, generate_batch(self.pipe, batch), strict=True):
@@ -111,6 +114,12 @@ class Renders:
                         self.store.write(facts[job], found[job])
             means[name] = mean_metrics([Metrics(**one) for one in found.values()])
         return means
+
+    def _measured(self, fact: str) -> Any | None:
+        """Return what is on disk of a clip, None where that is nothing or lacks a metric that is needed."""
+        known = self.store.read(fact)
+        lacking = known is None or any(known["metrics"].get(metric) is None for metric in self.needed)
+        return None if lacking else known
 
     def _attention(self, fact: str, jobs: Sequence[Job]) -> dict[str, float | None]:
         """Time every attention call of one run of what is enabled; seconds of a clip."""
@@ -187,17 +196,6 @@ def strip(frames: Frames) -> bytes:
     written = io.BytesIO()
     laid.save(written, format="PNG", optimize=True)
     return written.getvalue()
-
-
-def mean_metrics(clips: Sequence[Metrics]) -> Metrics:
-    """Return the mean of each metric over the clips that have it; PSNR of identical clips counts as none."""
-
-    def mean(name: str) -> float | None:
-        values = [value for clip in clips if (value := getattr(clip, name)) is not None]
-        return float(np.mean(values)) if values else None
-
-    identical = all(clip.identical for clip in clips)
-    return Metrics(mean("psnr_db"), mean("ssim"), mean("flicker"), mean("warp_error"), identical)
 
 
 def _hash(value: Any) -> str:

@@ -140,10 +140,10 @@ def spread_rows(point: Point) -> list[tuple[str, ...]]:
 
 
 def yardstick_rows(report: Report) -> list[tuple[str, ...]]:
-    """Return for each yardstick what differs, PSNR and SSIM as text."""
+    """Return for each yardstick what differs, PSNR, SSIM and LPIPS as text."""
     return [
         (name, "identical" if found["psnr_db"] is None else f"{found['psnr_db']:.1f}",
-         number(found["ssim"], ".3f"))
+         number(found["ssim"], ".3f"), number(found.get("lpips"), ".3f"))
         for name, found in report["yardsticks"].items()
     ]  # fmt: skip
 
@@ -172,7 +172,7 @@ def to_markdown(report: Report) -> str:
         cells = [tuple(map(escape_markdown, row)) for row in against]
         lines += ["## Against uniform patterns", "", ABOUT, "", markdown_table(RIVAL_HEADINGS, cells), ""]
     if yardsticks := yardstick_rows(report):
-        lines += ["## Yardsticks", "", markdown_table(("what differs", "PSNR dB", "SSIM"), yardsticks), ""]
+        lines += ["## Yardsticks", "", markdown_table(("what differs", "PSNR dB", "SSIM", "LPIPS"), yardsticks), ""]
     if densities := group_densities(report):
         names = [group_name(report, group) for group in range(len(request["step_edges"]) - 1)]
         shares = [(escape_markdown(name), *(number(d, ".3f") for d in of)) for name, of in densities.items()]

@@ -121,7 +121,7 @@ def measured(search: Search, render: Render) -> dict[str, Any]:
         "ssim": _stats(clips, lambda clip: clip.ssim, seeds, least_is_worst=True),
         "flicker": _stats(clips, lambda clip: clip.flicker, seeds, least_is_worst=False),
         "warp_error": _stats(clips, lambda clip: clip.warp_error, seeds, least_is_worst=False),
-        "lpips": None,
+        "lpips": _stats(clips, lambda clip: clip.lpips, seeds, least_is_worst=False),
         "identical": all(clip.identical for clip in clips),
         "seconds": float(np.mean(render.seconds)),
         "attention_seconds": render.attention_seconds,
@@ -129,7 +129,8 @@ def measured(search: Search, render: Render) -> dict[str, Any]:
         "clips": [
             {
                 "prompt": number // seeds, "seed": search.seeds[number % seeds], "psnr_db": clip.psnr_db,
-                "ssim": clip.ssim, "flicker": clip.flicker, "warp_error": clip.warp_error, "lpips": None,
+                "ssim": clip.ssim, "flicker": clip.flicker, "warp_error": clip.warp_error,
+                "lpips": clip.lpips,
             }
             for number, clip in enumerate(clips)
         ],
@@ -163,7 +164,7 @@ def _dense(outcome: Outcome) -> dict[str, Any]:
 
 def _yardsticks(outcome: Outcome) -> dict[str, Any]:
     return {
-        name: {"psnr_db": found.psnr_db, "ssim": found.ssim, "flicker": found.flicker}
+        name: {"psnr_db": found.psnr_db, "ssim": found.ssim, "flicker": found.flicker, "lpips": found.lpips}
         for name, found in outcome.yardsticks.items()
     }
 

@@ -25,7 +25,7 @@ from dit_sparse.search.staging import write_text
 
 WORK = "validation-work"
 FILE = "validation.json"
-HEADINGS = ("prompt", "seed", "PSNR dB", "SSIM", "flicker")
+HEADINGS = ("prompt", "seed", "PSNR dB", "SSIM", "LPIPS", "flicker")
 
 
 def validate_plan(pipe: Any, plan: Plan, search: Search, out: Path, told: Told) -> dict[str, Any]:
@@ -53,8 +53,9 @@ def validate_plan(pipe: Any, plan: Plan, search: Search, out: Path, told: Told) 
         "batch": search.batch,
     }
     renders = Renders(
-        pipe, search.held_out_jobs, search.batch, Store(out / WORK, settings), search.backend, clock.up, told
-    )
+        pipe, search.held_out_jobs, search.batch, Store(out / WORK, settings), search.backend, clock.up, told,
+        search.gate.metrics,
+    )  # fmt: skip
     result: dict[str, Any] = {
         "plan": plan.name,
         "made_on": plan.provenance.get("grid"),
@@ -86,7 +87,7 @@ def rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
         (
             f"{clip['prompt'] + 1} {result['prompts'][clip['prompt']][:60]}", str(clip["seed"]),
             "identical" if clip["psnr_db"] is None else f"{clip['psnr_db']:.1f}", _number(clip["ssim"], ".3f"),
-            _number(clip["flicker"], ".4f"),
+            _number(clip["lpips"], ".3f"), _number(clip["flicker"], ".4f"),
         )
         for clip in result.get("measured", {}).get("clips", [])
     ]  # fmt: skip

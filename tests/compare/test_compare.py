@@ -23,8 +23,9 @@ from dit_sparse.pipelines.geometry import expected_grid, inspect_model
 from dit_sparse.pipelines.timing import time_attention
 from dit_sparse.plan import Plan, Rule
 from dit_sparse.search.compare import compare
-from dit_sparse.search.report import load_report
+from dit_sparse.search.report import load_report, to_markdown, validate
 from dit_sparse.search.request import Request, check_request, reproduce_command
+from tests.compare.made_lpips import install_whole, random_weights
 
 JOB = Job("a red ball", seed=3, steps=4, frames=9, height=64, width=96)
 
@@ -70,6 +71,19 @@ def test_files_and_report(tiny_wan: Path, tmp_path: Path) -> None:
     text = (tmp_path / "new/out/report.md").read_text()
     assert report["command"] in text
     assert "| topblocks-keep-0.3 |" in text
+
+
+def test_reports_with_and_without_lpips(tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "packages").mkdir()
+    install_whole(random_weights("float16"), tmp_path / "packages", monkeypatch)
+    report, _ = compare(request(tiny_wan, tmp_path / "out", "topblocks:keep=0.3"))
+    found = report["sparse"][0]["metrics"]
+    assert found["lpips"] > 0
+    row = f"| {found['lpips']:.4f} | {found['flicker']:.4f} |"
+    assert row in (tmp_path / "out" / "report.md").read_text()
+    del found["lpips"]  # as older versions wrote it
+    validate(report)
+    assert f"| – | {found['flicker']:.4f} |" in to_markdown(report)
 
 
 def test_one_plan_is_called_sparse_and_repeats(tiny_wan: Path, tmp_path: Path) -> None:

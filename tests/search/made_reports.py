@@ -70,13 +70,14 @@ def spread(draw: random.Random, low: float, high: float) -> Report:
 
 
 def made_measured(draw: random.Random, prompts: int) -> Report:
-    numbers = {name: draw.uniform(0, 1) for name in ("ssim", "flicker", "warp_error")}
-    clips = [
-        {"prompt": i, "seed": 7, "psnr_db": draw.uniform(15, 40), **numbers, "lpips": None} for i in range(prompts)
-    ]
+    numbers = {name: draw.uniform(0, 1) for name in ("ssim", "flicker", "warp_error", "lpips")}
+    weights = draw.random() < 0.5  # of LPIPS
+    numbers |= {} if weights else {"lpips": None}
+    clips = [{"prompt": i, "seed": 7, "psnr_db": draw.uniform(15, 40), **numbers} for i in range(prompts)]
     return {
         "psnr_db": spread(draw, 15, 40), "worst_prompt": draw.randrange(prompts), "worst_seed": 7,
-        "ssim": spread(draw, 0, 1), "flicker": spread(draw, 0, 1), "warp_error": spread(draw, -1, 1), "lpips": None,
+        "ssim": spread(draw, 0, 1), "flicker": spread(draw, 0, 1), "warp_error": spread(draw, -1, 1),
+        "lpips": spread(draw, 0, 1) if weights else None,
         "identical": False, "seconds": draw.uniform(20, 90), "attention_seconds": draw.uniform(5, 40),
         "passes": draw.random() < 0.5, "clips": clips,
     }  # fmt: skip
@@ -124,7 +125,7 @@ def made(seed: int, points: int = 9, rendered: float = 1.0, layers: int = 3, hea
         "verdict": "met", "why": f"because {draw.random()}", "plan": Plan.of(TopBlocks(0.2)).to_dict(),
         "chosen": draw.randrange(points) if points else None,
         "dense": {"attention_ms": 900.0, "seconds": 80.0, "attention_seconds": 40.0},
-        "yardsticks": {"another seed": {"psnr_db": 14.25, "ssim": 0.5},
+        "yardsticks": {"another seed": {"psnr_db": 14.25, "ssim": 0.5, "lpips": 0.625},
                        "another dense kernel": {"psnr_db": 45.5, "ssim": None}},
         "points": shown, "map": made_map(draw, transformers, 4, layers, heads),
         "sensitivity": {"measured": True, "by_group": [draw.random() for _ in range(4)],

@@ -34,6 +34,7 @@ from dit_sparse.search.planner.run import Found, find_plan
 from dit_sparse.search.planner.solve import fastest
 from dit_sparse.search.planner.store import Store, _crc_of
 from dit_sparse.search.staging import write_text
+from tests.compare.made_lpips import install_whole, random_weights
 from tests.compare.tiny import save_tiny_wan
 
 SIZE = {"steps": 4, "frames": 9, "height": 96, "width": 96}  # 5 x 12 x 12 tokens: six blocks, the last one short
@@ -121,6 +122,21 @@ def test_a_searched_plan_runs_and_the_pipeline_is_left_as_it_was(pipe: Any, tmp_
     measured = found.report["points"][found.report["chosen"]]["measured"]
     mse = float(((again - before) ** 2).mean())
     assert -10 * math.log10(mse) == pytest.approx(measured["clips"][0]["psnr_db"], abs=0.01)
+
+
+def test_a_gate_on_lpips_is_held_and_told(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install_whole(random_weights("float16"), tmp_path, monkeypatch)
+    found = search(pipe, tmp_path / "out", gate="lpips<=9,worst_lpips<=9", sensitivity=False)
+    assert found.verdict == "met"
+    measured = found.report["points"][found.report["chosen"]]["measured"]
+    clips = [clip["lpips"] for clip in measured["clips"]]
+    assert min(clips) > 0
+    assert measured["lpips"]["mean"] == pytest.approx(np.mean(clips))
+    assert measured["lpips"]["worst"] == max(clips)
+    assert found.report["yardsticks"]["another seed"]["lpips"] > max(clips)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["request"]["gate"] == {
+        "lpips": 9.0, "worst_lpips": 9.0,
+    }  # fmt: skip
 
 
 def test_where_nothing_beats_dense_the_plan_is_dense_and_says_so(pipe: Any, tmp_path: Path) -> None:

@@ -44,6 +44,20 @@ def test_front_is_that_of_the_definition() -> None:
         assert [places[i][0] for i in found] == sorted(places[i][0] for i in found)
 
 
+def test_lpips_is_shown_where_it_was_measured(report: Report) -> None:
+    point = report["points"][report["chosen"]]
+    point["measured"]["lpips"] = {"mean": 0.1234567, "low": 0.1, "high": 0.2, "worst": 0.3456789}
+    chosen = next(row for row in table_rows(report) if row[0].endswith("(chosen)"))
+    assert chosen[HEADINGS.index("LPIPS")] == "0.123"
+    assert "| LPIPS | 0.1235 | 0.1000 to 0.2000 | 0.3457 |" in to_markdown(report)
+    assert "| another seed | 14.2 | 0.500 | 0.625 |" in to_markdown(report)
+    assert "| another dense kernel | 45.5 | – | – |" in to_markdown(report), "a report of an older version has no key"
+    assert all(number in to_html(report, pictures()) for number in ("0.1235", "0.3457", "0.625"))
+    point["measured"]["lpips"] = None
+    assert "\n| LPIPS |" not in to_markdown(report)
+    assert next(r for r in table_rows(report) if r[0].endswith("(chosen)"))[HEADINGS.index("LPIPS")] == "–"
+
+
 def test_table(report: Report) -> None:
     rows = table_rows(report)
     assert {len(row) for row in rows} == {len(HEADINGS)}
