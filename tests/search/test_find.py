@@ -75,7 +75,7 @@ def plant_prices(out: Path, densities: Any = CHOICE["densities"], dense: float =
     prices = {str(p): asdict(Price(0.05, float(share) * batch)) for p, share in zip(found, shares, strict=True)}
     prices |= {"dense": asdict(Price(0.05, dense * batch)), MIXED: asdict(Price(0.01, 0.0))}
     shape = CallShape(grid, batch, 2, 32, "float32", 2)
-    value = {"head": {"shape": asdict(shape), "where": place_of("cpu")}, "prices": prices}
+    value = {"head": {"shape": asdict(shape), "where": place_of("cpu"), "busy": False}, "prices": prices}
     write_text(out / WORK / f"{PRICES}.json", json.dumps({"crc": _crc_of(value), "value": value}))
 
 
