@@ -19,13 +19,13 @@ def for_model(plan: Plan, models: Iterable[ModelBinding]) -> Plan:
     """
     if plan != PRESETS.get(plan.name):
         return plan
-    found = {shipped_plans().get((plan.name, model)) for model in models}
+    found = {shipped_plans(FOLDER).get((plan.name, model)) for model in models}
     only = found.pop() if len(found) == 1 else None
     return plan if only is None else only
 
 
 @functools.cache
-def shipped_plans(folder: Path = FOLDER) -> dict[tuple[str, ModelBinding], Plan]:
+def shipped_plans(folder: Path) -> dict[tuple[str, ModelBinding], Plan]:
     """Read the plans that ship with the package, by the preset that they stand for and the model they are bound to.
 
     Raises: ValueError for a plan that is broken or bound to no config.
