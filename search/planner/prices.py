@@ -58,12 +58,16 @@ class Price:
 
 @dataclass(frozen=True)
 class Prices:
-    """Hold what calls of one shape cost, by the text of the pattern; `mixed` is paid where heads must be gathered."""
+    """Hold what calls of one shape cost, by the text of the pattern; `mixed` is paid where heads must be gathered.
+
+    predicted: from the table of another machine, see `price_table`.
+    """
 
     shape: CallShape
     where: str
     by_pattern: Mapping[str, Price]
     mixed: float
+    predicted: bool = False
 
     def of(self, patterns: Sequence[Pattern]) -> float:
         """Predict the milliseconds of one call whose heads take these patterns."""
@@ -81,16 +85,19 @@ def measure_prices(
     known: Mapping[str, Price] | None = None,
     keep: Callable[[str, Price], None] = lambda pattern, price: None,
     mixed: float | None = None,
+    rounds: int | None = None,
 ) -> Prices:
     """Time calls with each pattern (dense too) for all heads and for half of them, and one of two groups.
 
     A call is what a layer pays: token order, choice and kernel; a kept choice is shared out over the steps it serves.
     Medians of some rounds on random q, k and v, after two to warm up. CUDA events where there are any. What is in
     `known` is not timed; `keep` hears of each new price, and may raise to stop. `mixed`: as in `Prices`, if known.
+    rounds: calls that each median is of, None for the usual number.
     """
     everyone = [Dense(), *(p for p in patterns if not isinstance(p, Dense))]
     found = dict(known or {})
     timer = _Timer(shape, torch.device(device), backend)
+    timer.rounds = rounds or timer.rounds
     half = timer.half
     for pattern in everyone:
         if str(pattern) in found:
