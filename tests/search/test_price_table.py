@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -56,8 +57,10 @@ PATTERNS: tuple[Pattern, ...] = tuple(
     for pattern in (inner, Cached(inner, 3))
 ) + tuple(Stripes("diagonal", share) for share in (0.1, 0.2, 0.5))
 TINY = {
-    "a": Wanted(CallShape(GRIDS[0], 1, 2, 32, "bfloat16"), ("topblocks", "stripes:kind=diagonal", "autoframes")),
-    "b": Wanted(CallShape(Grid(4, 8, 8), 1, 2, 32, "bfloat16"), ("topblocks",)),
+    "a": Wanted(
+        CallShape(GRIDS[0], 1, 2, 32, "bfloat16"), ("topblocks", "stripes:kind=diagonal", "autoframes"), (0.6,), (0.6,)
+    ),
+    "b": Wanted(CallShape(Grid(4, 8, 8), 1, 2, 32, "bfloat16"), ("topblocks",), (0.6,), (0.6,)),
 }
 
 
@@ -167,7 +170,7 @@ def test_extent_is_that_of_the_blocks_that_a_selection_visits() -> None:
         TopBlocks(0.3), TopBlocks(0.3, order="tile", compensate=True), Cached(TopBlocks(0.5, order="hilbert"), 3),
         TopBlocks((0.2, 0.6)), Stripes("diagonal", 0.1), Frames("temporal", 0.2), Neighborhood(0.4), AutoFrames(0.2),
     ]  # fmt: skip
-    for grid in (Grid(5, 12, 13, suffix=20), Grid(7, 16, 9, prefix=5)):
+    for grid in (Grid(6, 16, 16, suffix=128), Grid(4, 16, 24, prefix=128), Grid(7, 20, 21, suffix=20)):
         q, k, v = (torch.randn(1, grid.tokens, 2, 16) for _ in range(3))
         for pattern in patterns:
             layout = pattern.token_order().layout(grid)
@@ -178,7 +181,9 @@ def test_extent_is_that_of_the_blocks_that_a_selection_visits() -> None:
             lengths = indices.kv_len.double()
             pairs = indices.q_len.double() @ indices.block_mask()[indices.head_of.long()].double().mean(0) @ lengths
             density, raggedness = extent_of(pattern, grid)
-            slack = 0.1 if isinstance(pattern, AutoFrames) else 0.03  # which band a head takes; ragged blocks
+            # a head of AutoFrames takes either band, and random scores prefer short blocks or long ones
+            ragged = grid.video_tokens % 128 and not isinstance(pattern, StaticPattern)
+            slack = 0.1 if ragged or isinstance(pattern, AutoFrames) else 1e-9
             assert density == pytest.approx(float(pairs) / grid.tokens**2, abs=slack), pattern
             assert raggedness == pytest.approx(128 * layout.blocks / grid.tokens)
 
@@ -186,7 +191,10 @@ def test_extent_is_that_of_the_blocks_that_a_selection_visits() -> None:
 def test_families_leave_out_the_budget_alone() -> None:
     for text in suggested():
         pattern = pattern_from_text(text)
-        sizes = [pattern.with_density(GRIDS[2], share) for share in (0.4, 0.6)]
+        if isinstance(pattern, StaticPattern):
+            sizes = [pattern.knob_settings(Grid(9, 32, 32))[at] for at in (0, -1)]
+        else:
+            sizes = [pattern.with_density(GRIDS[2], share) for share in (0.4, 0.6)]
         assert sizes[0] != sizes[1]
         assert len({family_of(one) for one in sizes}) == 1
     apart = [
@@ -205,7 +213,7 @@ def test_what_it_does_not_hold_is_named() -> None:
         table.check([], 64)
     with pytest.raises(ValueError, match="got dtype float32"):
         table.predict(Dense(), replace(shape_of(GRIDS[0]), dtype="float32"))
-    with pytest.raises(ValueError, match="no price of 'topblocks:mass=0.5'"):
+    with pytest.raises(ValueError, match=r"no price of 'topblocks:mass=0\.5'"):
         table.predict(TopBlocks(mass=0.5), shape_of(GRIDS[0]))
     with pytest.raises(ValueError, match="is not known beforehand"):
         extent_of(TopBlocks(recall=0.9), GRIDS[0])
@@ -355,4 +363,4 @@ def test_the_shipped_table_is_sound() -> None:
         for family in {row.family for row in one.rows}:
             rows = sorted((row for row in one.rows if row.family == family), key=lambda row: row.area)
             totals = [row.launch_ms + one.shape.heads * row.head_ms for row in rows]
-            assert all(later >= 0.85 * before for before, later in zip(totals, totals[1:], strict=False)), family
+            assert all(later >= 0.85 * before for before, later in itertools.pairwise(totals)), family
