@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -13,9 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from dit_sparse.cli import build_app
 from dit_sparse.grid import Grid
 from dit_sparse.patterns import (
     AutoFrames,
@@ -31,7 +30,6 @@ from dit_sparse.patterns import (
     pattern_from_text,
 )
 from dit_sparse.pipelines.generate import Job
-from dit_sparse.search import price_bench
 from dit_sparse.search.planner.candidates import suggested
 from dit_sparse.search.planner.find import _predicted
 from dit_sparse.search.planner.price_table import (
@@ -47,7 +45,6 @@ from dit_sparse.search.planner.price_table import (
 from dit_sparse.search.planner.prices import CallShape
 from dit_sparse.search.planner.request import Search
 from dit_sparse.search.planner.run import command_of
-from dit_sparse.search.price_bench import SHAPES, Wanted, bench_prices
 
 GRIDS = (Grid(5, 12, 12), Grid(9, 16, 16, suffix=40), Grid(9, 24, 24))
 PATTERNS: tuple[Pattern, ...] = tuple(
@@ -56,16 +53,15 @@ PATTERNS: tuple[Pattern, ...] = tuple(
     for inner in (TopBlocks(share, compensate=True), TopBlocks(share))
     for pattern in (inner, Cached(inner, 3))
 ) + tuple(Stripes("diagonal", share) for share in (0.1, 0.2, 0.5))
-TINY = {
-    "a": Wanted(
-        CallShape(GRIDS[0], 1, 2, 32, "bfloat16"), ("topblocks", "stripes:kind=diagonal", "autoframes"), (0.6,), (0.6,)
-    ),
-    "b": Wanted(CallShape(Grid(4, 8, 8), 1, 2, 32, "bfloat16"), ("topblocks",), (0.6,), (0.6,)),
-}
 
 
 def shape_of(grid: Grid, batch: int = 1, heads: int = 4, head_dim: int = 32) -> CallShape:
     return CallShape(grid, batch, heads, head_dim, "bfloat16")
+
+
+@functools.cache
+def extent(pattern: Pattern, grid: Grid) -> tuple[float, float]:
+    return extent_of(pattern, grid)
 
 
 class Formula:
@@ -79,13 +75,14 @@ class Formula:
         """Return the launch and the head's part: in proportion to pairs ^ .95, so a straight line in logarithms."""
         low, high = (0.5, 2.0)
         launch, base, slope = self.numbers.setdefault(family_of(pattern), tuple(self.rng.uniform(low, high, 3)))
+        density, raggedness = extent(pattern, grid)
         pairs = 1e-7 * float(grid.tokens) ** 1.9
-        return 0.01 * launch, pairs * (0.1 * base + slope * area_of(pattern, grid))
+        return 0.01 * launch, pairs * (0.1 * base + slope * density * raggedness**2)
 
     def table(self, patterns: tuple[Pattern, ...] = PATTERNS, grids: tuple[Grid, ...] = GRIDS) -> PriceTable:
         shapes = []
         for grid in grids:
-            rows = [Row(str(p), *extent_of(p, grid), *self.cost(p, grid)) for p in (Dense(), *patterns)]
+            rows = [Row(str(p), *extent(p, grid), *self.cost(p, grid)) for p in (Dense(), *patterns)]
             shapes.append(Measured(str(grid.tokens), shape_of(grid), 1e-6 * grid.tokens * 4, tuple(rows)))
         return PriceTable("NVIDIA Formula", "2.11.0", "3.6.0", "2026-01-01", tuple(shapes), "shipped table")
 
@@ -285,71 +282,6 @@ def test_a_model_in_float32_is_priced_as_it_would_run_there() -> None:
     found = _predicted(table, OneShape(), [TopBlocks(0.3)], search, "cpu")  # type: ignore[arg-type]
     assert (found.shape.dtype, found.shape.batch) == ("bfloat16", 6)
     assert found.by_pattern == table.prices([TopBlocks(0.3)], shape_of(GRIDS[0], 6)).by_pattern
-
-
-def test_the_bench_writes_a_table_and_goes_on_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, told = tmp_path / "prices.json", []
-    wanted = {name: replace(one, rounds=1) for name, one in TINY.items()}
-    table, missing = bench_prices(list(wanted), 5.0, out, told.append, "cpu", wanted)
-    assert missing == []
-    assert read_table(str(out)).shapes == table.shapes
-    assert [line.split(":")[0] for line in told] == ["a", "b"]
-    families = {row.family for row in table.shapes[0].rows}
-    assert families == {
-        "dense", "topblocks", "cached:refresh_steps=3,pattern=topblocks", "stripes:kind=diagonal", "autoframes",
-        "cached:refresh_steps=3,pattern=autoframes",
-    }  # fmt: skip
-    cut = replace(table, shapes=(replace(table.shapes[0], rows=table.shapes[0].rows[:3]),))
-    written(cut, out)
-    again, missing = bench_prices(["a"], 5.0, out, told.append, "cpu", wanted)
-    assert missing == []
-    assert again.shapes[0].rows[:3] == table.shapes[0].rows[:3]
-    assert [row.pattern for row in again.shapes[0].rows] == [row.pattern for row in table.shapes[0].rows]
-    written(replace(table, gpu="another"), out)
-    with pytest.raises(ValueError, match="holds prices of gpu another"):
-        bench_prices(["a"], 5.0, out, told.append, "cpu", wanted)
-
-
-def test_the_bench_stops_in_time_and_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out, told, now = tmp_path / "prices.json", [], iter(range(1000))
-    monkeypatch.setattr(price_bench.time, "monotonic", lambda: 60.0 * next(now))
-    wanted = {name: replace(one, rounds=1) for name, one in TINY.items()}
-    table, missing = bench_prices(list(wanted), 7.0, out, told.append, "cpu", wanted)
-    measured = {f"{one.name}: {row.pattern}" for one in table.shapes for row in one.rows}
-    everything = {f"{name}: {one}" for name in wanted for one in (Dense(), *wanted[name].patterns("cpu"))}
-    gathering = {f"{name}: two groups in one call" for name in wanted}
-    assert measured
-    assert set(missing) == (everything | gathering) - measured
-    assert read_table(str(out)).shapes == table.shapes
-    assert told[-1].endswith("missing")
-
-
-def test_a_wrong_result_stops_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(price_bench, "check_rows", lambda *_: (math.nan, 1.0))
-    with pytest.raises(RuntimeError, match="no price stands"):
-        bench_prices(["b"], 5.0, tmp_path / "prices.json", print, "cpu", TINY)
-    assert not (tmp_path / "prices.json").exists()
-
-
-def test_the_bench_asks_for_a_gpu_and_knows_its_shapes(tmp_path: Path) -> None:
-    def run(*words: str) -> Any:
-        return CliRunner().invoke(build_app(), ["bench", "prices", "--out", str(tmp_path / "p.json"), *words])
-
-    assert "shape must be one of bundled-17x16x16" in run("--shape", "wan-8k").stderr
-    if not torch.cuda.is_available():
-        assert (run().exit_code, run().stderr) == (
-            1,
-            "dit-sparse: the price table is measured on a GPU; none is here\n",
-        )
-
-
-def test_what_a_search_offers_by_itself_is_measured_for_both_sizes_of_heads() -> None:
-    for head_dim in (64, 128):
-        specs = {spec for one in SHAPES.values() if one.shape.head_dim == head_dim for spec in one.specs}
-        assert set(suggested()) <= specs
-    for text in SHAPES["wan-720p"].specs:
-        pattern = pattern_from_text(text)
-        assert not isinstance(pattern, StaticPattern) or text in suggested()
 
 
 @pytest.mark.skipif(not SHIPPED_TABLE.is_file(), reason="no table is shipped yet")
