@@ -11,7 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from dit_sparse.cli_bench import bench_forward, bench_kernels, bench_model, bench_patterns, bench_quality
+from dit_sparse.cli_bench import (
+    bench_forward,
+    bench_kernels,
+    bench_model,
+    bench_patterns,
+    bench_prices,
+    bench_quality,
+)
 from dit_sparse.cli_options import (
     AsJson,
     Backend,
@@ -192,6 +199,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "bench forward": bench_forward,
     "bench patterns": bench_patterns,
     "bench quality": bench_quality,
+    "bench prices": bench_prices,
     "demo": demo,
 }
 GROUPS = {

@@ -240,3 +240,26 @@ def bench_quality(
     stdout().print(table(HEADINGS, cells(rows)))
     if out is not None:
         print(out)
+
+
+def bench_prices(
+    out: Annotated[Path, typer.Option(help="Write the table to this file; what it holds is not measured again.")],
+    shape: Annotated[list[str] | None, typer.Option("--shape", "-s", help="One of the table. (default: all)")] = None,
+    minutes: Annotated[float, typer.Option(help="Stop after so many, between two candidates.")] = 1.5,
+) -> None:
+    """Measure what attention costs here, for searches elsewhere: `search --prices FILE`. Needs a GPU.
+
+    Exits 3 where time was up; the same command again goes on.
+    """
+    from dit_sparse.search.price_bench import SHAPES, bench_prices
+    from dit_sparse.search.staging import check_writable
+
+    check_writable(out.parent)
+    _, missing = bench_prices(
+        shape or list(SHAPES), minutes, out, lambda line: print(line, file=sys.stderr, flush=True)
+    )
+    if out.exists():
+        print(out)
+    if missing:
+        print(f"time was up; {len(missing)} prices are missing: {', '.join(missing)}", file=sys.stderr)
+        raise typer.Exit(3)

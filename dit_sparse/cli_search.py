@@ -43,6 +43,9 @@ def search(
     ] = None,
     trials: Annotated[int, typer.Option(help="Plans to render at most.")] = 8,
     batch: Annotated[int, typer.Option(help="Clips that are rendered, and priced, in one call.")] = 1,
+    prices: Annotated[
+        str, typer.Option(help="measured: time here. shipped, or a FILE of `bench prices`: predict for that GPU.")
+    ] = "measured",
     against: Annotated[bool, typer.Option("--against", help="Render uniform patterns near the plan, too.")] = False,
     device: Device = None,
     dtype: Dtype = None,
@@ -82,7 +85,7 @@ def search(
             found = find_plan(
                 pipe, out, prompts=texts, specs=candidate, densities=density,
                 step_edges=read_edges(step_edges), sensitivity=sensitivity,
-                most_trials=trials, against=against, model=model, progress=progress, **clips,
+                most_trials=trials, prices=prices, against=against, model=model, progress=progress, **clips,
             )  # fmt: skip
             result = dict(found.report)
     if as_json:

@@ -20,6 +20,7 @@ from dit_sparse.search.planner.candidates import candidates
 from dit_sparse.search.planner.capture import SHAPE, Stop, Told, bytes_beside_model, capture
 from dit_sparse.search.planner.clock import Clock
 from dit_sparse.search.planner.identity import binding, device_of, grid_of, settings_of
+from dit_sparse.search.planner.price_table import DTYPES, MEASURED, PriceTable, read_table
 from dit_sparse.search.planner.prices import CallShape, Price, Prices, measure_prices, place_of
 from dit_sparse.search.planner.probe import probes, sensitivities, unprobed
 from dit_sparse.search.planner.problem import Floats, Problem
@@ -77,6 +78,9 @@ def search_plan(pipe: Any, search: Search, out: Path, told: Told) -> Outcome:
     search.gate.check(search.job.frames, search.job.height or 0, search.job.width or 0)
     device = device_of(pipe)
     found = candidates(grid, search.specs, search.densities, device=device)
+    table = None if search.prices == MEASURED else read_table(search.prices)
+    if table is not None:
+        table.check(found, head_dim_of(attention_module(targets[0].transformer, targets[0].layers[0])))
     store = Store(out / WORK, settings_of(pipe, targets, search, found))
     layers = [(target.name, index) for target in targets for index in range(len(target.layers))]
     kept = sum(isinstance(pattern, Cached) for pattern in found) * len(layers) * BRANCHES
@@ -97,7 +101,10 @@ def search_plan(pipe: Any, search: Search, out: Path, told: Told) -> Outcome:
             raise
         return dense_plan("any layer was scored")
     try:
-        prices = clock.timed("prices_s", lambda: _prices(pipe, store, found, search, device, clock.up, told))
+        prices = clock.timed("prices_s", lambda: (
+            _prices(pipe, store, found, search, device, clock.up, told) if table is None
+            else _predicted(table, store, found, search, device)
+        ))  # fmt: skip
     except OutOfTimeError:
         return dense_plan("the candidates were timed")
     return _choose(pipe, search, clock, store, targets, grid, scored, prices, told)
@@ -120,6 +127,12 @@ def _choose(
         notes.append(
             "which transformer runs is known at one step of each group; where they change inside a group, the steps of "
             "the other one stay dense there and are not priced: give step edges at the change"
+        )
+
+    if prices.predicted:
+        notes.append(
+            f"predicted times are those of {prices.where} in {prices.shape.dtype}, not of this machine, where "
+            "nothing was timed for the choice; rendered seconds and attention seconds are of this one"
         )
 
     def plan_of(solution: Solution) -> Plan:
@@ -165,7 +178,8 @@ def _choose(
     except OutOfTimeError:
         notes.append("time was up before all uniform patterns were rendered")
     if chosen.passes and not chosen.plan.rules:
-        why = "no candidate is faster than dense on this machine at this size: the plan is dense"
+        machine = prices.where if prices.predicted else "this machine"
+        why = f"no candidate is faster than dense on {machine} at this size: the plan is dense"
         return outcome("met", why, trials, chosen)
     if chosen.passes:
         return outcome("met", f"{search.gate} holds on {len(search.held_out_jobs)} clips", trials, chosen)
@@ -189,10 +203,7 @@ def _prices(
     pipe: Any, store: Store, patterns: Sequence[Pattern], search: Search, device: str, stop: Stop, told: Told
 ) -> Prices:
     """Time what is not on disk for this shape and device; each price is kept as soon as it is known."""
-    seen = store.read(SHAPE)
-    assert seen is not None, "a scored call has a shape"
-    shape = CallShape.from_dict(seen)
-    shape = replace(shape, batch=shape.batch * search.batch)
+    shape = _call_shape(store, search)
     head: dict[str, Any] = {"shape": asdict(shape), "where": place_of(device)}
     on_disk = store.read(PRICES)
     facts: dict[str, Any] = {}
@@ -217,6 +228,21 @@ def _prices(
         facts[MIXED] = asdict(Price(found.mixed, 0.0))
         store.write(PRICES, {"head": head, "prices": facts})
     return found
+
+
+def _predicted(table: PriceTable, store: Store, patterns: Sequence[Pattern], search: Search, device: str) -> Prices:
+    """Predict prices of this shape on the GPU of a table; a model that runs in float32 here runs in bfloat16 there."""
+    shape = _call_shape(store, search)
+    shape = shape if shape.dtype in DTYPES else replace(shape, dtype=DTYPES[0])
+    return table.prices(patterns, shape, device)
+
+
+def _call_shape(store: Store, search: Search) -> CallShape:
+    """Return the shape of the calls of a batch of clips."""
+    seen = store.read(SHAPE)
+    assert seen is not None, "a scored call has a shape"
+    shape = CallShape.from_dict(seen)
+    return replace(shape, batch=shape.batch * search.batch)
 
 
 def _axes(grid: Grid) -> str:

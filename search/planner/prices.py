@@ -59,12 +59,16 @@ class Price:
 
 @dataclass(frozen=True)
 class Prices:
-    """Hold what calls of one shape cost, by the text of the pattern; `mixed` is paid where heads must be gathered."""
+    """Hold what calls of one shape cost, by the text of the pattern; `mixed` is paid where heads must be gathered.
+
+    predicted: from the table of another machine, see `price_table`.
+    """
 
     shape: CallShape
     where: str
     by_pattern: Mapping[str, Price]
     mixed: float
+    predicted: bool = False
 
     def of(self, patterns: Sequence[Pattern]) -> float:
         """Predict the milliseconds of one call whose heads take these patterns."""
@@ -83,6 +87,7 @@ def measure_prices(
     keep: Callable[[str, Price], None] = lambda pattern, price: None,
     mixed: float | None = None,
     busy: bool = True,
+    rounds: int | None = None,
 ) -> Prices:
     """Time calls with each pattern (dense too) for all heads and for half of them, and one of two groups.
 
@@ -90,10 +95,12 @@ def measure_prices(
     Medians of some rounds on random q, k and v, after two to warm up. CUDA events where there are any. What is in
     `known` is not timed; `keep` hears of each new price, and may raise to stop. `mixed`: as in `Prices`, if known.
     busy: the calls are those of a model that keeps the GPU busy, which hides what the host does (`keeps_busy`).
+    rounds: calls that each median is of, None for the usual number.
     """
     everyone = [Dense(), *(p for p in patterns if not isinstance(p, Dense))]
     found = dict(known or {})
     timer = _Timer(shape, torch.device(device), backend, busy)
+    timer.rounds = rounds or timer.rounds
     half = timer.half
     for pattern in everyone:
         if str(pattern) in found:

@@ -199,7 +199,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
     aims = [f"at {what.replace('_', ' ')} {times(request[key])}" for key, what in
             (("max_speedup", "most"), ("target_speedup", "least")) if request.get(key) is not None]  # fmt: skip
     took = {name.removesuffix("_s"): value for name, value in report["timing"].items() if value is not None}
-    shipped = " (shipped with dit-sparse, not measured on this machine)" if prices["shipped"] else ""
+    shipped = ": predictions, not measured on this machine" if prices["shipped"] else ""
     return [
         ("created", report["created"]),
         ("transformers", ", ".join(report["model"]["transformers"])),

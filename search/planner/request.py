@@ -12,6 +12,7 @@ from dit_sparse.pipelines.generate import Job
 from dit_sparse.search.planner.candidates import DENSITIES
 from dit_sparse.search.planner.gate import USUAL, Gate
 from dit_sparse.search.planner.groups import StepGroups
+from dit_sparse.search.planner.price_table import MEASURED
 from dit_sparse.search.planner.scoring import ROWS
 
 PROMPTS = Path(__file__).with_name("prompts.json")
@@ -25,8 +26,9 @@ class Search:
     job: size, steps and guidance of every clip; its prompt and seed are not used. prompts are scored with seed 0,
     held_out are rendered with each of seeds. minutes: limit of all of it, None for none. sensitivity: render probes
     that tell how much each part of the model matters; None where about a third of the time allows it. batch: clips
-    that are rendered in one call, for which calls are priced, too. against: render the uniform patterns nearest to the
-    plan, too.
+    that are rendered in one call, for which calls are priced, too. prices: "measured" on this machine; "shipped" or
+    a file: predicted for another one (see `price_table`). against: render the uniform patterns nearest to the plan,
+    too.
     """
 
     job: Job
@@ -41,6 +43,7 @@ class Search:
     backend: str = "auto"
     rows: int = ROWS
     batch: int = 1
+    prices: str = MEASURED
     against: bool = False
     sensitivity: bool | None = None
     most_trials: int = 8

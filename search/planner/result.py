@@ -64,7 +64,10 @@ def report_of(pipe: Any, outcome: Outcome, model: str, command: str) -> tuple[di
         "points": points,
         "map": _map(outcome),
         "sensitivity": _sensitivity(outcome),
-        "prices": {"where": "" if outcome.prices is None else outcome.prices.where, "shipped": False},
+        "prices": {
+            "where": "" if outcome.prices is None else outcome.prices.where,
+            "shipped": outcome.prices is not None and outcome.prices.predicted,
+        },
         "worst": worst,
         "timing": {
             **{part: outcome.seconds.get(part) for part in parts},

@@ -15,6 +15,7 @@ from dit_sparse.search.planner.capture import Told
 from dit_sparse.search.planner.find import WORK, Outcome, search_plan
 from dit_sparse.search.planner.gate import USUAL, Gate
 from dit_sparse.search.planner.groups import EDGES, StepGroups
+from dit_sparse.search.planner.price_table import MEASURED
 from dit_sparse.search.planner.report import to_html, to_json, to_markdown
 from dit_sparse.search.planner.request import CALIBRATION, HELD_OUT, Search, shipped_prompts
 from dit_sparse.search.planner.result import report_of
@@ -55,6 +56,7 @@ def find_plan(
     sensitivity: bool | None = None,
     most_trials: int = 8,
     batch: int = 1,
+    prices: str = MEASURED,
     against: bool = False,
     backend: str = "auto",
     model: str | None = None,
@@ -66,7 +68,8 @@ def find_plan(
     attention time; then clips of `held_out` are rendered with every one of `seeds`, and the error budget is changed
     until `gate` holds (e.g. "psnr_db>=25,worst_psnr_db>=20", against the dense clips). `specs` and `densities` replace
     the candidates of the patterns' own suggestion. `sensitivity` renders probes of how much each part of the model
-    matters; None decides by the time left. `batch` clips are rendered in one call. What is finished is kept in
+    matters; None decides by the time left. `batch` clips are rendered in one call. `prices`: "measured"
+    here, or predicted for another GPU: "shipped", or a file of `dit-sparse bench prices`. What is finished is kept in
     out/work: the same call resumes it. `against` renders uniform patterns beside the plan, for the report.
     `model` names the model in the report, and in the shipped prompts ("bundled").
 
@@ -81,8 +84,8 @@ def find_plan(
     search = make_search(
         pipe, name, prompts=prompts, held_out=held_out, seeds=seeds, gate=gate, minutes=minutes, steps=steps,
         frames=frames, height=height, width=width, guidance=guidance, specs=specs, densities=densities,
-        step_edges=step_edges, sensitivity=sensitivity, most_trials=most_trials, batch=batch, against=against,
-        backend=backend,
+        step_edges=step_edges, sensitivity=sensitivity, most_trials=most_trials, batch=batch, prices=prices,
+        against=against, backend=backend,
     )  # fmt: skip
     check_writable(folder)
     outcome = search_plan(pipe, search, folder, progress or (lambda what, done, total: None))
@@ -116,6 +119,7 @@ def make_search(
     sensitivity: bool | None = None,
     most_trials: int = 8,
     batch: int = 1,
+    prices: str = MEASURED,
     against: bool = False,
     backend: str = "auto",
 ) -> Search:
@@ -139,6 +143,7 @@ def make_search(
         sensitivity=sensitivity,
         most_trials=most_trials,
         batch=batch,
+        prices=prices,
         against=against,
         **options,
     )
@@ -175,6 +180,7 @@ def command_of(search: Search, model: str, out: Path) -> str:
     words += {None: [], True: ["--sensitivity"], False: ["--no-sensitivity"]}[search.sensitivity]
     words += ["--trials", str(search.most_trials)] if search.most_trials != usual.most_trials else []
     words += ["--batch", str(search.batch)] if search.batch > 1 else []
+    words += ["--prices", search.prices] if search.prices != usual.prices else []
     words += ["--against"] if search.against else []
     words += ["--backend", search.backend] if search.backend != "auto" else []
     words += ["--minutes", str(search.minutes)] if search.minutes is not None else []
@@ -191,7 +197,8 @@ def _provenance(report: Mapping[str, Any]) -> dict[str, Any]:
     versions = {name: environment["packages"][name] for name in ("torch", "triton", "diffusers")}
     return {
         "created": report["created"], "verdict": report["verdict"], "gate": report["request"]["gate"],
-        "gpu": environment["gpu"], "dit_sparse": environment["dit-sparse"], **versions, "command": report["command"],
+        "gpu": environment["gpu"], "prices": report["prices"]["where"], "dit_sparse": environment["dit-sparse"],
+        **versions, "command": report["command"],
     }  # fmt: skip
 
 

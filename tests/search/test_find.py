@@ -29,6 +29,7 @@ from dit_sparse.search.planner import store as store_module
 from dit_sparse.search.planner.candidates import candidates
 from dit_sparse.search.planner.clock import Clock
 from dit_sparse.search.planner.find import MIXED, PRICES, WORK
+from dit_sparse.search.planner.price_table import Measured, PriceTable, Row, extent_of
 from dit_sparse.search.planner.prices import CallShape, Price, place_of
 from dit_sparse.search.planner.problem import evaluate, uniform
 from dit_sparse.search.planner.run import Found, find_plan
@@ -338,6 +339,36 @@ def test_a_cut_clip_is_made_again(pipe: Any, tmp_path: Path, finished: tuple[Pat
     assert psnr[0] == psnr[1]
 
 
+def test_prices_of_another_gpu_come_from_a_table(pipe: Any, tmp_path: Path, finished: tuple[Path, Found]) -> None:
+    """The units and clips of the finished search serve again; the prices are those of the table, and told as such."""
+    shutil.copytree(finished[0], tmp_path / "out")
+    (tmp_path / "out" / WORK / "prices.json").write_text("")  # nobody may read them
+    grid = ds.Grid(5, 12, 12)
+    patterns = candidates(grid, CHOICE["specs"], CHOICE["densities"])
+    shares = np.linspace(0.2, 0.6, len(patterns))
+    rows = [
+        Row(str(p), *extent_of(p, grid), 0.05, 1.0 if str(p) == "dense" else float(share))
+        for p, share in zip(patterns, shares, strict=True)
+    ]
+    shape = CallShape(grid, 1, 2, 32, "bfloat16", 2)
+    table = PriceTable("NVIDIA Made-up", "1", "2", "today", (Measured("tiny", shape, 0.01, tuple(rows)),), "")
+    (tmp_path / "table.json").write_text(table.to_json())
+    words = {"prices": str(tmp_path / "table.json"), "sensitivity": False}
+    found = find_plan(pipe, tmp_path / "out", **{**SIZE, **CHOICE, **PROMPTS, "gate": LENIENT}, **words)
+    where = "NVIDIA Made-up (price table table.json)"
+    assert found.report["prices"] == {"where": where, "shipped": True}
+    assert found.plan.provenance["prices"] == where
+    assert found.plan.rules == finished[1].plan.rules  # the same prices, planted there
+    assert f"--prices {tmp_path / 'table.json'}" in found.report["command"]
+    assert any(where in note for note in found.report["notes"])
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "out" / name).read_text().replace("\\", "")
+        assert f"predicted times are those of {where} in bfloat16" in text
+    with pytest.raises(ValueError, match="no price of 'frames'"):
+        find_plan(pipe, tmp_path / "new", **{**SIZE, **PROMPTS, "specs": ["frames:kind=spatial"]}, **words)
+    assert not (tmp_path / "new" / WORK).exists()  # refused before any work
+
+
 def test_what_killed_writers_left_is_swept(pipe: Any, tmp_path: Path) -> None:
     left = tmp_path / WORK / "units" / ".dit-sparse-abc"
     left.mkdir(parents=True)
@@ -406,6 +437,7 @@ def test_a_full_disk_loses_nothing(pipe: Any, tmp_path: Path, monkeypatch: pytes
         (["--minutes", "0"], "minutes must be positive"),
         (["--trials", "0"], "at least 1"),
         (["--prompts", "nowhere.txt"], "does not exist"),
+        (["--prices", "nowhere.json"], "give measured, shipped or a file"),
         (["--step-edges", "0,x,1"], "step edges"),
         (["--step-edges", "0,0.5"], "rise from 0 to 1"),
         (["--candidate", "cached:pattern=topblocks,residual=true"], "cannot be scored"),

@@ -226,8 +226,8 @@ def test_pictures_are_inside(report: Report) -> None:
 
 
 def test_shipped_prices_are_marked(report: Report) -> None:
-    marked = "Prices are shipped ones"
+    marked = "Predicted times are those of"
     assert marked not in to_html(report, pictures())
     report["prices"]["shipped"] = True
     assert marked in to_html(report, pictures())
-    assert "shipped with dit-sparse, not measured on this machine" in to_markdown(report)
+    assert "predictions, not measured on this machine" in to_markdown(report)
