@@ -77,6 +77,7 @@ def search_plan(pipe: Any, search: Search, out: Path, told: Told) -> Outcome:
     grid = grid_of(pipe, search)
     search.gate.check(search.job.frames, search.job.height or 0, search.job.width or 0)
     device = device_of(pipe)
+    told("fitting candidates to the grid", 0, 1)
     found = candidates(grid, search.specs, search.densities, device=device)
     table = None if search.prices == MEASURED else read_table(search.prices)
     if table is not None:

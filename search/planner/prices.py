@@ -108,7 +108,7 @@ def measure_prices(
         whole, part = timer.milliseconds([pattern] * shape.heads), timer.milliseconds([pattern] * half)
         head = (whole - part) / (shape.heads - half) if shape.heads > half else whole
         head = min(max(head, 0.0), whole / shape.heads)
-        found[str(pattern)] = Price(whole - head * shape.heads, head)
+        found[str(pattern)] = Price(max(0.0, whole - head * shape.heads), head)  # which rounding may make negative
         keep(str(pattern), found[str(pattern)])
     if mixed is None and (len(everyone) == 1 or shape.heads == half):
         mixed = 0.0

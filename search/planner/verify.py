@@ -60,12 +60,13 @@ def tighten(
     """Try plans until one passes the gate closely; return all trials and whether time was up.
 
     The next budget follows from the margin of the last one, a squared error growing with the loss; between a budget
-    that passed and one that failed it stays between them. A dense plan, which passes every gate, only says that the
+    that passed and one that failed it stays between them. Each failure in a row doubles the slack that is aimed for:
+    the worst of many clips follows the loss badly. A dense plan, which passes every gate, only says that the
     budget was too small, unless dense is the cheapest choice. Stops early where the cheapest choice passes.
     """
     cheapest = fastest(problem, math.inf)
     trials: list[Trial] = []
-    passing, failing = 0.0, math.inf
+    passing, failing, failures = 0.0, math.inf, 0
     for _ in range(LOOKS * most_trials):
         solution = fastest(problem, budget)
         plan = make_plan(solution)
@@ -91,9 +92,11 @@ def tighten(
             break
         passing = max(passing, budget) if margin >= 0.0 else passing
         failing = min(failing, budget) if margin < 0.0 else failing
+        failures = failures + 1 if margin < 0.0 else 0
         if failing <= passing * NEAR:
             break
-        budget = _next(budget, margin, passing, failing, cheapest.loss)
+        slack = CLOSE_DB / 2 * 2 ** max(0, failures - 1)
+        budget = _next(budget, margin - slack, passing, failing, cheapest.loss)
     if not trials:
         trials.append(Trial(budget, solution, plan))
     return trials, False
@@ -108,9 +111,8 @@ def best(trials: list[Trial]) -> Trial:
     return max(rendered, key=lambda trial: trial.margin_db or -math.inf) if rendered else trials[-1]
 
 
-def _next(budget: float, margin_db: float, passing: float, failing: float, most: float) -> float:
-    aimed = margin_db - CLOSE_DB / 2
-    wanted = budget * 10 ** (max(-20.0, min(20.0, aimed)) / 10)
+def _next(budget: float, change_db: float, passing: float, failing: float, most: float) -> float:
+    wanted = budget * 10 ** (max(-20.0, min(20.0, change_db)) / 10)
     if passing > 0.0 and math.isfinite(failing) and not passing < wanted < failing:
         wanted = math.sqrt(passing * failing)
     return min(wanted, most)

@@ -25,6 +25,7 @@ import dit_sparse as ds
 from dit_sparse.cli import build_app
 from dit_sparse.patterns import pattern_from_text
 from dit_sparse.pipelines.generate import Job, generate, generate_batch, load_pipeline
+from dit_sparse.search.planner import renders
 from dit_sparse.search.planner import store as store_module
 from dit_sparse.search.planner.candidates import candidates
 from dit_sparse.search.planner.clock import Clock
@@ -406,6 +407,24 @@ def test_a_finished_search_is_repeated_from_disk(pipe: Any, tmp_path: Path, monk
     again = search(pipe, tmp_path)
     assert again.plan == first.plan
     assert again.report["points"] == first.report["points"]
+
+
+def test_attention_is_not_timed_cold(
+    pipe: Any, tmp_path: Path, finished: tuple[Path, Found], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clips may be on disk from before, and what they were rendered with be new to this process."""
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    lost = list((tmp_path / WORK).rglob("*-attention.json"))
+    for path in lost:
+        path.unlink()
+    ran: list[tuple[str, int]] = []
+    run, timed = renders.run_steps, renders.time_attention
+    monkeypatch.setattr(renders, "run_steps", lambda *args: ran.append(("run", run(*args))))
+    monkeypatch.setattr(renders, "time_attention", lambda *args: ran.append(("timed", 0)) or timed(*args))
+    again = search(pipe, tmp_path, sensitivity=False)
+    assert ran == [("run", SIZE["steps"]), ("timed", 0)] * len(lost)
+    assert len(lost) >= 2
+    assert again.plan == finished[1].plan
 
 
 def test_a_full_disk_loses_nothing(pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

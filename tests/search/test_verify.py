@@ -22,12 +22,15 @@ GATE = Gate.parse("psnr_db>=25")
 
 
 class Clips:
-    """Render plans of a made-up problem: the squared error of a clip is `scale` times the modelled loss, and noise."""
+    """Render plans of a made-up problem: the squared error of a clip is `scale` times the modelled loss, and noise.
 
-    def __init__(self, scale: float, noise_db: float = 0.0, last: int | None = None) -> None:
+    slope: dB of a clip for each dB of loss below a hundredth; 1 where clips follow the loss.
+    """
+
+    def __init__(self, scale: float, noise_db: float = 0.0, last: int | None = None, slope: float = 1.0) -> None:
         self.scored, prices = made_up()
         self.problem: Problem = make_problem(self.scored, prices, unprobed(self.scored))
-        self.scale, self.noise_db, self.last = scale, noise_db, last
+        self.scale, self.noise_db, self.last, self.slope = scale, noise_db, last, slope
         self.rendered: list[Plan] = []
         self.losses: dict[Plan, float] = {}
         self.rng = np.random.default_rng()
@@ -44,7 +47,7 @@ class Clips:
         loss = self.losses[plan] * self.scale
         if loss == 0.0:
             return Render((Metrics(None, 1.0, 0.0, 0.0, True),), (1.0,), 1.0, 1.0)
-        psnr = -10 * math.log10(loss) + self.rng.normal() * self.noise_db
+        psnr = 20.0 + self.slope * (-10 * math.log10(loss) - 20.0) + self.rng.normal() * self.noise_db
         return Render((Metrics(psnr, 0.9, 0.01, 0.0, False),), (1.0,), 1.0, 0.5)
 
 
@@ -88,6 +91,16 @@ def test_noise_does_not_make_a_failing_plan_the_chosen_one() -> None:
         if passed:
             assert chosen.solution.ms == min(trial.solution.ms for trial in passed)
         assert all(evaluate(clips.problem, t.solution.choice)[1] <= t.budget * (1 + 1e-9) for t in trials)
+
+
+def test_a_worst_clip_that_hardly_follows_the_loss_is_brought_over_the_gate_in_few_trials() -> None:
+    for _ in range(20):
+        clips = Clips(1.0, noise_db=0.1, slope=0.3)
+        least = min(clips.problem.loss[clips.problem.loss > 0])
+        if 20.0 + 0.3 * (-10 * math.log10(least * 4) - 20.0) < 26.0:
+            continue  # only dense would pass
+        trials, _ = tighten(clips.problem, GATE, 10**-2.0, clips.make_plan, clips.render, 8)
+        assert best(trials).passes
 
 
 def test_a_gate_that_nothing_sparse_meets_ends_with_the_nearest_plan() -> None:
