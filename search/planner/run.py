@@ -175,7 +175,8 @@ def command_of(search: Search, model: str, out: Path) -> str:
         words += [f"--{name}", f"{out.name}/{WORK}/{name}.txt"] if texts != shipped else []
     words += [word for seed in search.seeds for word in ("--seed", str(seed))]
     words += [word for spec in search.specs or () for word in ("--candidate", spec)]
-    words += [word for density in search.densities for word in ("--density", str(density))]
+    if search.densities != usual.densities:
+        words += [word for density in search.densities for word in ("--density", str(density))]
     words += ["--step-edges", ",".join(map(str, search.groups.edges))] if search.groups != usual.groups else []
     words += {None: [], True: ["--sensitivity"], False: ["--no-sensitivity"]}[search.sensitivity]
     words += ["--trials", str(search.most_trials)] if search.most_trials != usual.most_trials else []
