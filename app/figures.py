@@ -30,6 +30,12 @@ DENSITIES = {
     "computed_density": "pairs in the blocks that the kernel reads",
     "run_density": "pairs of the whole run, dense calls with it",
 }
+# what the schedule notes for calls that somebody asked to stay dense, in words for a visitor
+REASONS = {
+    "plan: dense": "the plan runs them dense",
+    "dense_layers": "layers that the option dense_layers keeps dense",
+    "dense_steps": "steps that the option dense_steps keeps dense",
+}
 PACKAGES = ("torch", "triton", "diffusers")
 
 
@@ -73,7 +79,7 @@ def figures_html(report: Mapping[str, Any], name: str) -> str:
         "qualities": quality_rows(report, run),
         "yardstick": seed_yardstick(report) is not None,
         "calls": calls_bar(run),
-        "reasons": sorted(run["dense_reasons"].items(), key=lambda item: -item[1]),
+        "reasons": dense_reasons(run),
         "environment": environment_line(report),
     }
     return environment.from_string((HERE / "figures.html").read_text(encoding="utf-8")).render(shown)
@@ -139,6 +145,12 @@ def calls_bar(run: Mapping[str, Any]) -> Bar:
     sparse, dense = run["sparse_calls"], run["dense_calls"]
     share = sparse / (sparse + dense) if sparse + dense else None
     return Bar("calls", share, f"{sparse} of {sparse + dense} attention calls ran sparse, {dense} dense", "sparse")
+
+
+def dense_reasons(run: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Return why calls stayed dense and how many, the most frequent first."""
+    found = sorted(run["dense_reasons"].items(), key=lambda item: -item[1])
+    return [(f"{REASONS[reason]} ({reason})" if reason in REASONS else reason, count) for reason, count in found]
 
 
 def seed_yardstick(report: Mapping[str, Any]) -> Mapping[str, Any] | None:
