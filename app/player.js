@@ -42,10 +42,11 @@ function setWipe() {
 }
 
 function follow() {
-  if (dense.seeking || sparse.seeking || sparse.ended) return;
-  if (sparse.paused) sparse.play().catch(show);
+  if (dense.seeking || sparse.seeking) return;
   const late = dense.currentTime - sparse.currentTime;
+  if (sparse.ended && Math.abs(late) < FAR_SECONDS) return; // a moment early: both start over together
   if (Math.abs(late) > FAR_SECONDS) sparse.currentTime = dense.currentTime;
+  if (sparse.paused) sparse.play().catch(show);
   sparse.playbackRate = Math.abs(late) < CLOSE_SECONDS ? 1 : 1 + Math.max(-0.3, Math.min(0.3, 3 * late));
 }
 
