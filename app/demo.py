@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from dit_sparse.app.player import videos_of
 from dit_sparse.search.report import load_report, to_markdown
 
 STORED = Path(__file__).parent.parent / "assets" / "demo"
@@ -71,20 +72,6 @@ def headline(report: Mapping[str, Any], run: Mapping[str, Any]) -> str:
         parts.append(f"keeps {kept['kept']:.0%} of the blocks (skips {kept['skipped']:.0%})")
     parts.append("identical to dense" if metrics["identical"] else f"PSNR {metrics['psnr_db']:.1f} dB")
     return " · ".join(parts)
-
-
-def videos_of(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
-    """Return each run's clip by run name.
-
-    Raises:
-        FileNotFoundError: a clip is missing.
-    """
-    names = {"dense": report["dense"]["video"]} | {run["name"]: run["video"] for run in report["sparse"]}
-    found = {run: (folder / name).resolve() for run, name in names.items()}
-    for path in found.values():
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} is missing; make the folder again: {report['command']}")
-    return found
 
 
 def _video(path: str, label: str, elem_id: str) -> gr.Video:

@@ -67,6 +67,7 @@ def test_every_way_to_install(tmp_path: Path) -> None:
         for p in (ROOT / f).rglob("*.py")
     }
     expected |= {f"dit_sparse/{p.relative_to(ROOT)}" for p in (ROOT / "assets").rglob("*.safetensors")}
+    expected |= {f"dit_sparse/app/{p.name}" for p in (ROOT / "app").iterdir() if p.suffix in (".html", ".css", ".js")}
     expected |= {
         "dit_sparse/py.typed",
         "dit_sparse/search/plan.schema.json",
