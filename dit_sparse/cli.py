@@ -84,6 +84,9 @@ def compare(
     dense_layers: Annotated[str | None, typer.Option(help='Layers kept dense: "0, 1, 47-49".')] = None,
     attention_steps: Annotated[int | None, typer.Option(help="Steps of the separate attention timing.")] = None,
     monitor: Monitor = False,
+    yardstick: Annotated[
+        bool, typer.Option("--yardstick", help="Measure how far another seed's clip is, in one more dense run.")
+    ] = False,
     fps: Annotated[float, typer.Option(help="Frames a second in the mp4 files.")] = 8.0,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -106,6 +109,7 @@ def compare(
         options=Options(parse_dense_steps(dense_steps), dense_layers, min_tokens, backend, monitor=monitor),
         fps=fps,
         attention_steps=attention_steps,
+        yardstick=yardstick,
     )
     with progress_on_stderr(quiet) as progress:
         report, files = run(request, progress)

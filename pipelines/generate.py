@@ -30,6 +30,7 @@ ARGUMENTS = {
     "text_tokens": "max_sequence_length",
 }
 OnStep = Callable[[int, int], None]  # (steps done, steps of the whole schedule)
+OnLatents = Callable[[int, torch.Tensor], float]  # (steps done, latents) -> seconds that it took
 
 
 @dataclass(frozen=True)
@@ -143,17 +144,22 @@ def with_defaults(pipe: Any, model: str, job: Job) -> Job:
     return replace(job, **missing)
 
 
-def generate(pipe: Any, job: Job, *, on_step: OnStep | None = None) -> Clip:
+def generate(pipe: Any, job: Job, *, on_step: OnStep | None = None, on_latents: OnLatents | None = None) -> Clip:
     """Run a pipeline once and time all of it, text encoding and decoding included.
+
+    The seconds that `on_latents` says it took, such as those of `preview.previews`, are left out. What remains of it:
+    where it waits for a GPU, the host begins the next step without a lead; its memory counts in the peak.
 
     Raises:
         ValueError: the job does not fit the pipeline.
     """
-    return generate_batch(pipe, (job,), on_step=on_step)[0]
+    return generate_batch(pipe, (job,), on_step=on_step, on_latents=on_latents)[0]
 
 
 @torch.no_grad()
-def generate_batch(pipe: Any, jobs: Sequence[Job], *, on_step: OnStep | None = None) -> list[Clip]:
+def generate_batch(
+    pipe: Any, jobs: Sequence[Job], *, on_step: OnStep | None = None, on_latents: OnLatents | None = None
+) -> list[Clip]:
     """Run a pipeline once for jobs that differ in prompt and seed alone; seconds are shared out among the clips.
 
     Raises:
@@ -164,9 +170,10 @@ def generate_batch(pipe: Any, jobs: Sequence[Job], *, on_step: OnStep | None = N
         torch.cuda.reset_peak_memory_stats()
     wait_for(on_cuda)
     start = time.perf_counter()
-    result = _call(pipe, jobs, _StepCounter(jobs[0], on_step))
+    counter = _StepCounter(jobs[0], on_step, on_latents=on_latents)
+    result = _call(pipe, jobs, counter)
     wait_for(on_cuda)
-    seconds = (time.perf_counter() - start) / len(jobs)
+    seconds = (time.perf_counter() - start - counter.seconds_aside) / len(jobs)
     peak = torch.cuda.max_memory_allocated() if on_cuda else None
     if not hasattr(result, "frames"):  # images: one array [B, H, W, 3]
         return [Clip(np.asarray(result.images[b : b + 1], np.float32), seconds, peak) for b in range(len(jobs))]
@@ -190,11 +197,20 @@ class _EnoughError(Exception):
 class _StepCounter:
     """Be the pipeline's callback_on_step_end."""
 
-    def __init__(self, job: Job, on_step: OnStep | None, stop: Callable[[], bool] | None = None) -> None:
-        self.job, self.on_step, self.stop, self.done = job, on_step, stop, 0
+    def __init__(
+        self,
+        job: Job,
+        on_step: OnStep | None,
+        stop: Callable[[], bool] | None = None,
+        on_latents: OnLatents | None = None,
+    ) -> None:
+        self.job, self.on_step, self.stop, self.on_latents = job, on_step, stop, on_latents
+        self.done, self.seconds_aside = 0, 0.0
 
     def __call__(self, pipe: Any, step: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
         self.done += 1
+        if self.on_latents is not None:
+            self.seconds_aside += self.on_latents(self.done, tensors["latents"])
         if self.on_step is not None:
             self.on_step(self.done, self.job.steps or self.done)
         if self.stop is not None and self.stop():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -16,6 +17,8 @@ from dit_sparse.pipelines.models import attention_module, head_dim_of, heads_of,
 TEMPORAL = ("scale_factor_temporal", "temporal_compression_ratio")
 WAN_SIZE = (81, 480, 832)  # frames, height, width
 SPATIAL = ("scale_factor_spatial", "spatial_compression_ratio")
+# what the pipelines' check_inputs ask of height and width in so many words, whatever their configs are
+ASKED_PIXELS = {"WanPipeline": 16, "HunyuanVideoPipeline": 16, "LTXPipeline": 32, "CogVideoXPipeline": 8}
 
 
 @dataclass(frozen=True)
@@ -103,15 +106,10 @@ def expected_grid(
     Raises:
         ValueError: the size gives no whole grid.
     """
-    model, config = model_of(transformer), dict(cast(Any, transformer).config)
-    temporal, spatial = _first(vae_config, TEMPORAL), _first(vae_config, SPATIAL)
-    if spatial is None and "block_out_channels" in vae_config:
-        spatial = 2 ** (len(vae_config["block_out_channels"]) - 1)
-    if model is None or temporal is None or spatial is None or "patch_size" not in config:
+    model, steps = model_of(transformer), _latent_steps(transformer, vae_config)
+    if model is None or steps is None:
         return None
-    patch = config["patch_size"]
-    if isinstance(patch, int):
-        patch = (config.get("patch_size_t") or 1, patch, patch)
+    (temporal, spatial), patch = steps
     latent = ((frames - 1) // temporal + 1, height // spatial, width // spatial)
     axes = [size // step for size, step in zip(latent, patch, strict=True)]
     if min(axes) < 1:
@@ -119,9 +117,41 @@ def expected_grid(
             f"a clip of {frames} frames, {height}x{width} pixels is smaller than one patch: the VAE divides by "
             f"{temporal}x{spatial}x{spatial}, patches hold {'x'.join(map(str, patch))} latents"
         )
-    text_tokens = config.get("max_text_seq_length") or 0
+    text_tokens = cast(Any, transformer).config.get("max_text_seq_length") or 0
     prefix, suffix = (text_tokens if model.text == place else 0 for place in ("prefix", "suffix"))
     return Grid(axes[0], axes[1], axes[2], prefix, suffix)
+
+
+def size_steps(pipe: Any) -> tuple[int, int, int] | None:
+    """Return what frames - 1, height and width of a clip must be multiples of, or None where the configs do not tell.
+
+    Frames: of the VAE's factor. Pixels: of the VAE's factor times the patch, and of what the pipeline's `check_inputs`
+    asks for.
+    """
+    if getattr(pipe, "vae", None) is None:
+        return None
+    steps = _latent_steps(next(iter(known_transformers(pipe).values())), pipe.vae.config)
+    if steps is None:
+        return None
+    (temporal, spatial), patch = steps
+    asked = ASKED_PIXELS.get(type(pipe).__name__, 1)
+    return temporal, math.lcm(spatial * patch[1], asked), math.lcm(spatial * patch[2], asked)
+
+
+def _latent_steps(
+    transformer: torch.nn.Module, vae_config: Mapping[str, Any]
+) -> tuple[tuple[int, int], tuple[int, int, int]] | None:
+    """Return the VAE's factors in time and space, and the patch of latents (frames, rows, columns) that a token is."""
+    config = dict(cast(Any, transformer).config)
+    temporal, spatial = _first(vae_config, TEMPORAL), _first(vae_config, SPATIAL)
+    if spatial is None and "block_out_channels" in vae_config:
+        spatial = 2 ** (len(vae_config["block_out_channels"]) - 1)
+    if temporal is None or spatial is None or "patch_size" not in config:
+        return None
+    patch = config["patch_size"]
+    if isinstance(patch, int):
+        patch = (config.get("patch_size_t") or 1, patch, patch)
+    return (temporal, spatial), (patch[0], patch[1], patch[2])
 
 
 def _shape(name: str, module: torch.nn.Module) -> Shape:

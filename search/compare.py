@@ -4,53 +4,33 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dit_sparse.grid import Grid
-from dit_sparse.pipelines.enable import sparse, summary
-from dit_sparse.pipelines.generate import (
-    Clip,
-    Job,
-    default_dtype,
-    generate,
-    known_transformers,
-    load_pipeline,
-    run_steps,
-    with_defaults,
-)
+from dit_sparse.pipelines.enable import sparse
+from dit_sparse.pipelines.generate import Job, default_dtype, known_transformers, load_pipeline, with_defaults
 from dit_sparse.pipelines.geometry import expected_grid, shapes_of
 from dit_sparse.pipelines.presets import for_model
 from dit_sparse.pipelines.targets import find_targets
-from dit_sparse.pipelines.timing import AttentionTime, time_attention
 from dit_sparse.plan import Plan
-from dit_sparse.record import Summary
 from dit_sparse.search.environment import environment
-from dit_sparse.search.metrics import measure
+from dit_sparse.search.metrics import Metrics, measure
 from dit_sparse.search.report import measured_fields, to_json, to_markdown
 from dit_sparse.search.request import Request, check_request, reproduce_command
+from dit_sparse.search.runs import Preview, Progress, Run, Stage, run_dense, run_plan, yardsticks
 from dit_sparse.search.staging import check_writable, staged
 from dit_sparse.search.video import enlarge, side_by_side, stills, to_bytes, write_mp4
 
 logger = logging.getLogger("dit_sparse")
-Progress = Callable[[str, int, int], None]  # (what runs, steps done, steps in all)
 
 
 def quiet(what: str, done: int, total: int) -> None:
     """Show no progress."""
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """Hold one generated clip and what was measured on the way."""
-
-    clip: Clip
-    attention_seconds: float | None
-    attention_steps: int
-    summary: Summary
-    measured: Summary | None = None  # of a run of its own under monitor=True
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,11 +41,18 @@ class Comparison:
     runs: dict[str, Run]
 
 
-def compare(request: Request, progress: Progress = quiet) -> tuple[dict[str, Any], tuple[Path, ...]]:
+def compare(
+    request: Request,
+    progress: Progress = quiet,
+    *,
+    pipe: Any | None = None,
+    plans: Mapping[str, Plan] | None = None,
+    preview: Preview | None = None,
+) -> tuple[dict[str, Any], tuple[Path, ...]]:
     """Generate dense and with every plan, same seed, one after the other; write videos and reports into request.out.
 
     Returns the report and the files. All that can be refused is refused before the first step, and nothing is written
-    before the last.
+    before the last. The keywords are those of `measure_plans`.
 
     Raises:
         ValueError: something in the request is wrong or does not fit the model; the message says what.
@@ -74,33 +61,66 @@ def compare(request: Request, progress: Progress = quiet) -> tuple[dict[str, Any
         RuntimeError: a run failed on the way.
     """
     check_writable(request.out)
-    found = measure_plans(request, progress)
+    found = measure_plans(request, progress, pipe=pipe, plans=plans, preview=preview)
     progress("writing", 0, 1)
-    return found.report, _write(request, found)
+    return found.report, write(request.out, request, found)
 
 
-def measure_plans(request: Request, progress: Progress = quiet) -> Comparison:
-    """Do all of `compare` but the writing; raises the same."""
-    plans = check_request(request)
-    dtype = request.dtype or default_dtype(request.device)
-    progress("loading the model", 0, 1)
-    pipe = load_pipeline(request.model, request.device, dtype)
-    known_transformers(pipe)
+def measure_plans(
+    request: Request,
+    progress: Progress = quiet,
+    *,
+    pipe: Any | None = None,
+    plans: Mapping[str, Plan] | None = None,
+    preview: Preview | None = None,
+) -> Comparison:
+    """Do all of `compare` but the writing; raises the same.
+
+    pipe: a pipeline that is loaded already, on the request's device, with nothing enabled; it is left as it was, and
+    its progress bar too. plans: plans that are read already, by the words of `request.plans`.
+    preview: called some times in each run with the run's name and a picture of a frame; the seconds that this takes
+    are not counted (`generate`). Pipelines of which we know no right picture give none.
+    `progress` is called after each step and may raise to end the comparison there; what it raises is passed on (a
+    ValueError as a RuntimeError), and the pipeline is as it was before.
+    """
+    read = check_request(request, plans)
+    if pipe is None:
+        progress("loading the model", 0, 1)
+        dtype = request.dtype or default_dtype(request.device)
+        pipe = load_pipeline(request.model, request.device, dtype)
+        pipe.set_progress_bar_config(disable=True)
+        known_transformers(pipe)
+    else:
+        dtype = _dtype_of_loaded(pipe, request)
+    request = replace(request, dtype=dtype)
     models = [target.binding() for target in find_targets(pipe)]
-    plans = {name: for_model(plan, models) for name, plan in plans.items()}
+    read = {name: for_model(plan, models) for name, plan in read.items()}
     job = with_defaults(pipe, request.model, request.job)
-    notes, grid = check_model(pipe, request, job, plans)
-    pipe.set_progress_bar_config(disable=True)
+    notes, grid = check_model(pipe, request, job, read)
+    stage = Stage(pipe, request, job, progress, preview)
     try:
-        dense, dense_time = _run_dense(pipe, request, job, progress)
-        runs = {name: _run_plan(pipe, request, job, name, plan, dense_time, progress) for name, plan in plans.items()}
+        dense, dense_time = run_dense(stage)
+        runs = {name: run_plan(stage, name, plan, dense_time) for name, plan in read.items()}
+        others = yardsticks(stage, dense) if request.yardstick else {}
         frames, height, width = dense.clip.frames.shape[:3]
-        resolved = replace(request, job=replace(job, frames=frames, height=height, width=width), dtype=dtype)
+        resolved = replace(request, job=replace(job, frames=frames, height=height, width=width))
         progress("measuring", 0, 1)
-        report = _report(pipe, resolved, plans, dense, runs, grid, notes)
+        report = _report(pipe, resolved, read, dense, runs, others, grid, notes)
     except ValueError as error:  # the request was fine: what fails now is not the user's doing
         raise RuntimeError(f"the run failed: {error}") from error
     return Comparison(report, {"dense": dense, **runs})
+
+
+def _dtype_of_loaded(pipe: Any, request: Request) -> str:
+    """Return the dtype of a caller's pipeline, after checking that the request means it and that it is dense."""
+    dtype = str(next(iter(known_transformers(pipe).values())).dtype).removeprefix("torch.")
+    if request.dtype not in (None, dtype):
+        raise ValueError(f"the pipeline's transformer is in {dtype}, and dtype is {request.dtype}; leave dtype out")
+    if torch.device(pipe.device).type != torch.device(request.device).type:
+        raise ValueError(f"the pipeline is on {pipe.device}, and device is {request.device}; they must be the same")
+    if any(target.enabled for target in find_targets(pipe)):
+        raise ValueError("sparse attention is enabled on this pipeline, so that no run of it is dense; disable() first")
+    return dtype
 
 
 def check_model(pipe: Any, request: Request, job: Job, plans: dict[str, Plan]) -> tuple[list[str], Grid | None]:
@@ -142,53 +162,13 @@ def _check_grid(name: str, plan: Plan, grid: Grid) -> None:
             raise ValueError(f"plan {name} does not fit the grid {grid}: {error}") from error
 
 
-def _run_dense(pipe: Any, request: Request, job: Job, progress: Progress) -> tuple[Run, AttentionTime]:
-    """Time the stock pipeline; its attention through the same hook as the plans', with nothing made sparse."""
-    run_steps(pipe, job, lambda: True, on_step=_watch(progress, "dense: warm-up", job))
-    clip = generate(pipe, job, on_step=_watch(progress, "dense", job))
-    with sparse(pipe, Plan.dense()):
-        taken = time_attention(
-            pipe, job, request.most_attention_steps, on_step=_watch(progress, "dense: timing attention", job)
-        )
-        record = summary(pipe)
-    seconds = taken.of_run(0, round(taken.calls / taken.steps * (job.steps or taken.steps)))
-    return Run(clip, seconds, taken.steps, record), taken
-
-
-def _run_plan(
-    pipe: Any, request: Request, job: Job, name: str, plan: Plan, dense_time: AttentionTime, progress: Progress
-) -> Run:
-    """Time one plan: a warm-up where kernels compile, the whole generation, then attention in a pass of its own.
-
-    The attention pass comes last, so that it finds every mask built.
-    """
-    with sparse(pipe, plan, **request.enable_options):
-        if request.device != "cpu":
-            time_attention(pipe, job, 1, on_step=_watch(progress, f"{name}: warm-up", job))
-        clip = generate(pipe, job, on_step=_watch(progress, name, job))
-        record = summary(pipe)
-        taken = time_attention(
-            pipe, job, request.most_attention_steps, on_step=_watch(progress, f"{name}: timing attention", job)
-        )
-    if taken.dense_call_seconds is None:  # dense calls that come after the timed steps
-        taken = replace(taken, dense_call_seconds=dense_time.dense_call_seconds)
-    measured = _run_monitored(pipe, request, job, name, plan, progress) if request.options.monitor else None
-    return Run(clip, taken.of_run(record.sparse_calls, record.dense_calls), taken.steps, record, measured)
-
-
-def _run_monitored(pipe: Any, request: Request, job: Job, name: str, plan: Plan, progress: Progress) -> Summary:
-    """Generate once more and measure recall and error of each sparse call: that costs time, which must not count."""
-    with sparse(pipe, plan, **request.enable_options, monitor=True):
-        generate(pipe, job, on_step=_watch(progress, f"{name}: monitoring", job))
-        return summary(pipe)
-
-
 def _report(
     pipe: Any,
     request: Request,
     plans: dict[str, Plan],
     dense: Run,
     runs: dict[str, Run],
+    others: dict[str, Metrics],
     grid: Grid | None,
     notes: list[str],
 ) -> dict[str, Any]:
@@ -232,6 +212,7 @@ def _report(
             }
             for spec, (name, run) in zip(request.plans, runs.items(), strict=True)
         ],
+        **({"yardsticks": {name: asdict(found) for name, found in others.items()}} if others else {}),
         "timing": {
             "steps": job.steps,
             "attention_steps": {name: run.attention_steps for name, run in {"dense": dense, **runs}.items()},
@@ -245,12 +226,16 @@ def _report(
     }
 
 
-def _write(request: Request, found: Comparison) -> tuple[Path, ...]:
-    """Write all files of a comparison and return their paths; the report goes last."""
+def write(out: Path, request: Request, found: Comparison) -> tuple[Path, ...]:
+    """Write all files of a comparison into `out` and return their paths; the report goes last.
+
+    Raises:
+        OSError: the disk is full.
+    """
     text, markdown = to_json(found.report), to_markdown(found.report)
     views = {name: enlarge(to_bytes(run.clip.frames)) for name, run in found.runs.items()}
     captions = [f"{name}  {run.clip.seconds:.1f} s" for name, run in found.runs.items()]
-    with staged(request.out) as folder:
+    with staged(out) as folder:
         for name, frames in views.items():
             write_mp4(folder / _video_name(name, request), frames, request.fps)
         write_mp4(folder / "side_by_side.mp4", side_by_side(list(views.values()), captions), request.fps)
@@ -258,7 +243,7 @@ def _write(request: Request, found: Comparison) -> tuple[Path, ...]:
         (folder / "report.md").write_text(markdown, encoding="utf-8")
         (folder / "report.json").write_text(text, encoding="utf-8")
         names = sorted(file.name for file in folder.iterdir())
-    return tuple(request.out / name for name in names)
+    return tuple(out / name for name in names)
 
 
 def _run_fields(run: Run, video: str) -> dict[str, Any]:
@@ -274,11 +259,6 @@ def _video_name(name: str, request: Request) -> str:
     if name == "dense":
         return "dense.mp4"
     return "sparse.mp4" if len(request.plans) == 1 else f"sparse-{name}.mp4"
-
-
-def _watch(progress: Progress, what: str, job: Job) -> Callable[[int, int], None]:
-    progress(what, 0, job.steps or 1)
-    return lambda done, total: progress(what, done, total)
 
 
 def _kept(density: float | None) -> dict[str, float] | None:

@@ -13,6 +13,8 @@ from dit_sparse.search.report_parts import check_schema, escape_markdown, markdo
 SCHEMA = Path(__file__).with_name("report.schema.json")
 HEADINGS = ("run", "seconds", "speed-up", "attention s", "attention speed-up", "computed density", "PSNR dB", "SSIM")
 
+YARDSTICK_FIELDS = {"psnr_db": ".1f", "ssim": ".3f", "lpips": ".4f", "flicker": ".4f"}
+
 
 def validate(report: Mapping[str, Any]) -> None:
     """Hold a report against search/report.schema.json.
@@ -104,6 +106,7 @@ def to_markdown(report: Mapping[str, Any]) -> str:
         f"Seconds are wall time of a whole generation; warm-up: {report['timing']['warm_up']}. "
         f"Attention seconds come from a separate pass over some steps ({_steps(report['timing'])}), scaled to all "
         "self-attention calls. PSNR and SSIM compare raw frames with the dense ones.", "",
+        *_yardsticks(report.get("yardsticks") or {}),
         "## Density", "",
         "Fractions of query-key pairs among video tokens: `kept (skipped)`.", "",
         markdown_table(
@@ -151,6 +154,17 @@ def environment_lines(environment: Mapping[str, Any]) -> list[str]:
         else:
             lines.append(f"- {name}: {value if value is not None else '–'}")
     return lines
+
+
+def _yardsticks(found: Mapping[str, Any]) -> list[str]:
+    if not found:
+        return []
+    rows = [
+        (name, *(number(metrics.get(field), form) for field, form in YARDSTICK_FIELDS.items()))
+        for name, metrics in found.items()
+    ]
+    table = markdown_table(("clip", "PSNR dB", "SSIM", "LPIPS", "flicker"), rows)
+    return ["## Yardsticks", "", "How far from the dense clip others are that are as good.", "", table, ""]
 
 
 def _density(value: Mapping[str, float] | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Request:
     options: Options = field(default_factory=Options)
     fps: float = 8.0
     attention_steps: int | None = None
+    yardstick: bool = False  # render another seed, too
 
     def __post_init__(self) -> None:
         if not self.plans:
@@ -51,8 +53,10 @@ class Request:
         return self.attention_steps or ATTENTION_STEPS.get(self.device, ATTENTION_STEPS_ACCELERATOR)
 
 
-def check_request(request: Request) -> dict[str, Plan]:
+def check_request(request: Request, known: Mapping[str, Plan] | None = None) -> dict[str, Plan]:
     """Read the plans; return them under names that are unique and fit a file name.
+
+    known: plans that are read already, by the words of `request.plans`; for these, no file or hub is asked.
 
     Raises:
         ValueError: an unknown pattern, field or value, a broken plan.
@@ -60,7 +64,8 @@ def check_request(request: Request) -> dict[str, Plan]:
     """
     plans: dict[str, Plan] = {}
     for spec in request.plans:
-        plan, name = parse_spec(spec), _slug(spec)
+        plan = known[spec] if known is not None and spec in known else parse_spec(spec)
+        name = slug(spec)
         while name in plans or name in ("", "dense"):
             name += "-again" if name else "plan"
         plans[name] = plan
@@ -93,11 +98,11 @@ def reproduce_command(request: Request) -> str:
     flags += [("--min-tokens", options.min_tokens), ("--dense-steps", options.dense_steps)]
     flags += [("--dense-layers", options.dense_layers), ("--attention-steps", request.attention_steps)]
     words = [word for name, value in flags if value is not None for word in (name, str(value))]
-    words += ["--monitor"] if options.monitor else []
+    words += ["--monitor"] * options.monitor + ["--yardstick"] * request.yardstick
     return shlex.join(["dit-sparse", "compare", *words])
 
 
-def _slug(spec: str) -> str:
+def slug(spec: str) -> str:
     """Turn a spec into a short file name: topblocks:keep=0.2 -> topblocks-keep-0.2, a/b/plan.json -> plan."""
     stem = spec if ":" in spec else Path(spec).name.removesuffix(".json")
     return re.sub(r"[^a-z0-9._]+", "-", stem.lower()).strip("-.")
