@@ -35,7 +35,8 @@ def draw(rows: Sequence[tuple[int, Sequence[Cell]]], label: str, scale: float = 
     width, height = LEFT + CELL * heads, TOP + CELL * len(rows)
     parts = [
         f'<svg class="map" viewBox="0 0 {width} {height}" width="{scale * width:g}" height="{scale * height:g}" '
-        f'role="img" aria-label="{html.escape(label)}" font-size="9" text-anchor="middle" fill="currentColor">'
+        f'role="img" aria-label="{html.escape(label)}" font-size="9" text-anchor="middle" fill="currentColor" '
+        'style="max-width: 100%; height: auto">'
     ]
     for head in range(0, heads, 4 if heads > MOST_NUMBERED_HEADS else 1):
         parts.append(f'<text x="{_middle(head)}" y="10">{head}</text>')
