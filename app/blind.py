@@ -6,7 +6,7 @@ import math
 import os
 import random
 import secrets
-import shutil
+import struct
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ SIDES = ("left", "right")
 CONFIDENCE = 0.95
 MOST_QUESTIONS = 200  # whose clips are kept; the oldest go first
 SAME_TIME = (0, 0)  # of last access and change of every copy: a server tells them
+BOX_HEADER_BYTES, MOST_SPARE_BYTES = 8, 4096
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ class BlindTest:
     """Ask visitors which clip is dense and count their votes, in memory; any thread may call.
 
     folder: where copies of clips go, of the app's own. seed: draws the sides; None draws the seed itself. Clips of
-    the oldest questions are removed, and all of them by `close`. Equal bytes tell: clips that the page shows by name
-    elsewhere can be recognised by whoever compares downloads.
+    the oldest questions are removed, and all of them by `close`. Whoever compares the pictures with clips that the page
+    shows by name elsewhere can tell them apart.
     """
 
     def __init__(self, folder: Path, seed: int | None = None) -> None:
@@ -142,16 +143,23 @@ class BlindTest:
 
 
 def hidden_copies(clips: tuple[Path, ...], folder: Path) -> list[Path]:
-    """Copy clips into a folder under random names of one length and with one time, in the order given.
+    """Copy mp4 files into a folder, in the order given, so that neither name, time, size nor checksum tells them apart.
+
+    Each copy ends with a box of type "free" that players skip: random bytes up to one length for all.
+    Source: ISO/IEC 14496-12, section 8.1.2.
 
     Raises:
-        OSError: a clip cannot be read or a copy not written; none is left then.
+        OSError: a clip cannot be read or a copy not written; no copy is left then.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    copies = [folder / f"{secrets.token_hex(16)}{clip.suffix}" for clip in clips]
+    copies = [folder / f"{secrets.token_hex(16)}.mp4" for _ in clips]
     try:
-        for clip, copy in zip(clips, copies, strict=True):
-            shutil.copyfile(clip, copy)
+        contents = [clip.read_bytes() for clip in clips]
+        length = max(map(len, contents)) + BOX_HEADER_BYTES + secrets.randbelow(MOST_SPARE_BYTES) + 16
+        for content, copy in zip(contents, copies, strict=True):
+            box = length - len(content)
+            filling = secrets.token_bytes(box - BOX_HEADER_BYTES)
+            copy.write_bytes(content + struct.pack(">I", box) + b"free" + filling)
             os.utime(copy, SAME_TIME)
     except OSError:
         _remove(copies)

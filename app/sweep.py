@@ -66,9 +66,8 @@ def points_of(report: Report, by: str = "attention") -> tuple[list[Point], list[
     field = ACROSS[by][0]
     dense = report["dense"]["seconds"] if by == "seconds" else 1.0
     found = [Point("dense", float(dense), math.inf)]
-    found += [
-        Point(run["name"], float(run[field]), _psnr_db(run)) for run in report["sparse"] if run[field] is not None
-    ]
+    timed = [run for run in report["sparse"] if run[field] is not None]
+    found += [Point(run["name"], float(run[field]), _psnr_db(run)) for run in timed]
     return found, [run["name"] for run in report["sparse"] if run[field] is None]
 
 
@@ -163,10 +162,8 @@ def headline(report: Report) -> str:
     fastest = min(runs, key=lambda run: run["seconds"])
     nearest = max(runs, key=_psnr_db)
     close = "identical to dense" if nearest["metrics"]["identical"] else f"{_psnr_db(nearest):.1f} dB"
-    return (
-        f"{len(runs)} plan{'s' if len(runs) > 1 else ''}: {fastest['name']} is the fastest ({times(fastest['speedup'])} "
-        f"over dense), {nearest['name']} the nearest to dense ({close})."
-    )
+    faster = f"{fastest['name']} is the fastest ({times(fastest['speedup'])} over dense)"
+    return f"{len(runs)} plan{'s' * (len(runs) > 1)}: {faster}, {nearest['name']} the nearest to dense ({close})."
 
 
 def _psnr_db(run: Run) -> float:
@@ -192,9 +189,9 @@ def _labels(named: Sequence[tuple[str, float, float]], identical_y: float) -> li
     placed = []
     for words, x, y in named:
         width = text_width(words)
-        offsets = [(9, 4), (-9 - width, 4), (-width / 2, -10), (-width / 2, 20)]
-        offsets += [(side, 4 + sign * FONT * far) for far in (1.5, 2.5, 3.5) for sign in (1, -1)
-                    for side in (9, -9 - width)]  # fmt: skip
+        offsets: list[tuple[float, float]] = [(9, 4), (-9 - width, 4), (-width / 2, -10), (-width / 2, 20)]
+        for lines in (1.5, -1.5, 2.5, -2.5, 3.5, -3.5):
+            offsets += [(9, 4 + FONT * lines), (-9 - width, 4 + FONT * lines)]
         boxes = [(x + dx, y + dy - FONT, x + dx + width, y + dy + 3) for dx, dy in offsets]
         inside = [box for box in boxes if box[0] >= LEFT and box[2] <= WIDTH and box[1] >= 0 and box[3] <= HEIGHT]
         box = min(inside or boxes, key=lambda box: sum(_overlap(box, other) for other in taken))

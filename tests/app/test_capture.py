@@ -126,16 +126,9 @@ def test_the_pipeline_is_left_as_it_was(pipe: Any) -> None:
 def test_stop_between_steps(pipe: Any) -> None:
     steps: list[int] = []
     stop = captured_choice(
-        pipe,
-        JOB,
-        MIXED,
-        3,
-        0,
-        0,
-        options=OPTIONS,
-        stop=lambda: len(steps) == 2,
-        on_step=lambda done, _: steps.append(done),
-    )
+        pipe, JOB, MIXED, 3, 0, 0,
+        options=OPTIONS, stop=lambda: len(steps) == 2, on_step=lambda done, _: steps.append(done),
+    )  # fmt: skip
     assert stop is None
     assert steps == [1, 2]
     assert captured_choice(pipe, JOB, MIXED, 0, 0, 0, stop=lambda: True) is None
