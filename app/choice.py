@@ -94,8 +94,10 @@ def check_place(layer: int, head: int, layers: int, heads: int) -> None:
             raise ValueError(f"{what} {index} does not exist: the model has {count} {what}s, 0 to {count - 1}")
 
 
-def static_choice(found: Served, grid: Grid) -> Choice | None:
+def static_choice(found: Served, grid: Grid, device: str = "cpu") -> Choice | None:
     """Return what a static pattern reads on a grid, or None where only a real call can tell.
+
+    Every pair of tokens is looked at, on `device`: for some ten thousand tokens that wants a GPU.
 
     Raises:
         ValueError: the pattern does not fit the grid.
@@ -104,7 +106,7 @@ def static_choice(found: Served, grid: Grid) -> Choice | None:
     if definition is None:
         return None
     found.pattern.check(grid)
-    layout, indices = _blocks(definition, grid)
+    layout, indices = _blocks(definition, grid, device)
     return Choice(str(found.pattern), layout, indices, definition=definition)
 
 
@@ -161,9 +163,12 @@ def one_head(indices: BlockIndices, entry: int) -> BlockIndices:
 
 
 @functools.lru_cache(maxsize=MASKS_KEPT)
-def _blocks(definition: StaticPattern, grid: Grid) -> tuple[Layout, BlockIndices]:
-    layout = definition.token_order().layout(grid)
-    return layout, rule_selection(definition.token_rule(grid, "cpu"), layout, definition.reads_text).indices
+def _blocks(definition: StaticPattern, grid: Grid, device: str) -> tuple[Layout, BlockIndices]:
+    """Return layout and blocks, both on the CPU."""
+    order = definition.token_order()
+    there = order.layout(grid, device)
+    indices = rule_selection(definition.token_rule(grid, device), there, definition.reads_text).indices
+    return order.layout(grid), indices.to("cpu")
 
 
 def _read_by_blocks(choice: Choice, query: int) -> Tensor:

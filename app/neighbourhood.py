@@ -16,6 +16,7 @@ GAP_PIXELS, LABEL_PIXELS, TEXT_PIXELS = 6, 14, 11
 MOST_CELL_PIXELS, FRAMES_WANTED = 8, 4  # of a token; in a row
 # They differ in lightness too, and are told from a white and from a black page.
 COLOURS = {SKIPPED: (59, 66, 82, 255), STOOD_FOR: (124, 134, 152, 255), READ: (250, 190, 70, 255)}
+THROUGH = {SKIPPED: 0.25, STOOD_FOR: 0.4, READ: 0.6}  # how much of a clip is seen
 HERE, LABEL = (214, 0, 110, 255), (136, 136, 136, 255)
 WORDS = {SKIPPED: "dark", STOOD_FOR: "grey", READ: "yellow", "here": "magenta"}
 
@@ -80,8 +81,15 @@ def token_at(x: int, y: int, grid: Grid, width_pixels: int) -> Token | None:
     return Sheet(grid, width_pixels).token_at(x, y)
 
 
-def neighbourhood_image(choice: Choice, token: Token | None, width_pixels: int = 720) -> Image.Image:
+def neighbourhood_image(
+    choice: Choice,
+    token: Token | None,
+    width_pixels: int = 720,
+    clip: NDArray[np.uint8] | None = None,  # [frames of the clip, h, w, 3]
+) -> Image.Image:
     """Draw all frames with the tokens lit that `token` reads (frame, row, column), itself marked; None lights none.
+
+    A clip shines through: of its frames that stand evenly for those of the grid, most where a token is read.
 
     Raises:
         ValueError: the token lies outside the grid.
@@ -92,12 +100,21 @@ def neighbourhood_image(choice: Choice, token: Token | None, width_pixels: int =
     tokens: NDArray[np.uint8] = table[levels]  # [T, H, W, 4]
     if token is not None:
         tokens[token] = HERE
+    shares = np.array([THROUGH[level] for level in sorted(THROUGH)])[levels]
+    if token is not None:
+        shares[token] = 0.0
+    through = np.round(255 * shares).astype(np.uint8).repeat(sheet.cell, 1).repeat(sheet.cell, 2)
     pixels = tokens.repeat(sheet.cell, 1).repeat(sheet.cell, 2)
     picture = Image.new("RGBA", sheet.size)
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(TEXT_PIXELS)
     for frame, shown in enumerate(pixels):
         left, top = sheet.corner(frame)
-        picture.paste(Image.fromarray(shown), (left, top))
+        of_grid = Image.fromarray(shown)
+        if clip is not None:
+            number = round(frame * (len(clip) - 1) / max(grid.frames - 1, 1))
+            behind = Image.fromarray(clip[number]).convert("RGBA").resize(of_grid.size, Image.Resampling.BILINEAR)
+            of_grid = Image.composite(behind, of_grid, Image.fromarray(through[frame]))
+        picture.paste(of_grid, (left, top))
         pen.text((left, top - 2), str(frame), fill=LABEL, font=font, anchor="ls")
     return picture
 

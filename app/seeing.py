@@ -14,9 +14,10 @@ from dit_sparse.grid import Grid
 from dit_sparse.patterns import Cached, Dense, Pattern, StaticPattern, TopBlocks
 from dit_sparse.plan import Plan, format_indices
 from dit_sparse.search.heads_map import COLOURS, UNKNOWN_COLOUR, Cell, draw, kind_of, kinds_of, shade_names
-from dit_sparse.search.pictures import MOST_MADE_UP_TOKENS, PALETTE, block_shades, enlarged
+from dit_sparse.search.pictures import MOST_MADE_UP_TOKENS, block_shades, enlarged
 
 MAP_SCALE = 1.6
+WORDS = {"full": "black", "partial": "grey", "stood for": "light grey", "empty": "white"}  # the shades of PALETTE
 DENSITIES_KEPT = 256
 SWATCH = "display:inline-block;width:1em;height:1em;border:1px solid #888;vertical-align:-.1em"
 LIST = "list-style:none;display:flex;flex-wrap:wrap;gap:.2em .9em;margin:.5em 0;padding:0"
@@ -95,19 +96,13 @@ def mask_text(choice: Choice) -> str:
         "partial": ("read in part", int(partial.sum())),
         "stood for" if choice.compensate else "empty": (skipped, int((~read).sum())),
     }
-    counts = "; ".join(f"{_shade(name)}: {what} ({count:,})" for name, (what, count) in shown.items())
+    counts = "; ".join(f"{WORDS[name]}: {what} ({count:,})" for name, (what, count) in shown.items())
     of_text = choice.layout.blocks - choice.layout.video_blocks
     last = f", the last {of_text} of them text" if of_text else ""
     return (
         f"{choice.pattern} on the grid {choice.grid}: {read.shape[0]} query blocks down, {read.shape[1]} key blocks "
-        f"across{last}. {counts}."
+        f"across{last}. Of the blocks, {counts}."
     )
-
-
-def _shade(name: str) -> str:
-    words = {"full": "black", "partial": "grey", "stood for": "light grey", "empty": "white"}
-    assert name in PALETTE
-    return words[name]
 
 
 def _cell(layer: int, head: int, pattern: Pattern, density: float | None) -> Cell:

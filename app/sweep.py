@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ TEMPLATE = Path(__file__).with_name("sweep.html")
 HEADINGS = (*COMPARISON_HEADINGS, "not dominated")
 MOST_LETTERS = 26  # of a plan's name in the plot; all of it is told by its point
 EMPTY_LEVEL_DB, LEAST_ROOM_DB = 40.0, 3.0
+BEAD = 3.0  # pixels: lines are strings of beads to the labels that keep clear of them
+Line = tuple[tuple[float, float], tuple[float, float]]
 # What may be plotted across: field of a run, what it is, whether more is better.
 ACROSS = {
     "attention": ("attention_speedup", "speed-up of attention over dense", True),
@@ -106,18 +109,21 @@ def pareto(report: Report, by: str = "attention") -> str:
     up = Scale.around([*finite, top, *([] if finite else [top - LEAST_ROOM_DB])], HEIGHT - BOTTOM, TOP)
     places = {point: (across.at(point.across), up.at(min(point.psnr_db, top))) for point in points}
     dense_x, identical_y = places[points[0]]
+    link = [places[point] for point in best]
     parts = axes(across, up, ACROSS[by][1], "PSNR against dense, dB")
     parts += [
         line(LEFT, identical_y, WIDTH - RIGHT, identical_y, dash="2 4"),
         line(dense_x, HEIGHT - BOTTOM, dense_x, TOP, dash="2 4"),
         text(WIDTH - RIGHT, identical_y - 6, "identical to dense", anchor="end"),
-        polyline([places[point] for point in best], SECOND),
+        polyline(link, SECOND),
     ]
     for point in points:
         colour = ACCENT if point in best else SECOND
         parts.append(mark(*places[point], _told(point, by), colour, filled=point in best))
     named = [(_shortened(point.name), *places[point]) for point in points]
-    parts += [text(x, y, words) for words, x, y in _labels(named, identical_y)]
+    lines = [*itertools.pairwise(link), ((dense_x, float(TOP)), (dense_x, float(HEIGHT - BOTTOM))),
+             ((float(LEFT), identical_y), (float(WIDTH - RIGHT), identical_y))]  # fmt: skip
+    parts += [text(x, y, words) for words, x, y in _labels(named, identical_y, lines)]
     if missing:
         parts.append(text(LEFT, HEIGHT + FONT, f"not shown, not measured: {', '.join(map(_shortened, missing))}"))
     told = "; ".join(_told(point, by) for point in points)
@@ -163,7 +169,8 @@ def headline(report: Report) -> str:
     nearest = max(runs, key=_psnr_db)
     close = "identical to dense" if nearest["metrics"]["identical"] else f"{_psnr_db(nearest):.1f} dB"
     faster = f"{fastest['name']} is the fastest ({times(fastest['speedup'])} over dense)"
-    return f"{len(runs)} plan{'s' * (len(runs) > 1)}: {faster}, {nearest['name']} the nearest to dense ({close})."
+    nearer = "the nearest to dense" if nearest is fastest else f"{nearest['name']} the nearest to dense"
+    return f"{len(runs)} plan{'s' * (len(runs) > 1)}: {faster} and {nearer} ({close})."
 
 
 def _psnr_db(run: Run) -> float:
@@ -181,17 +188,23 @@ def _shortened(name: str) -> str:
     return name if len(name) <= MOST_LETTERS else f"{name[: MOST_LETTERS - 1]}…"
 
 
-def _labels(named: Sequence[tuple[str, float, float]], identical_y: float) -> list[tuple[str, float, float]]:
-    """Place a label beside each point: where it covers neither a point, nor another label, nor the top line's words."""
+def _labels(
+    named: Sequence[tuple[str, float, float]], identical_y: float, lines: Sequence[Line]
+) -> list[tuple[str, float, float]]:
+    """Place a label beside each point: where it covers least of points, lines and other words."""
     taken = [(x - 6, y - 6, x + 6, y + 6) for _, x, y in named]
+    for (x, y), (u, v) in lines:
+        count = max(1, math.ceil(math.hypot(u - x, v - y) / BEAD))
+        beads = [(x + (u - x) * i / count, y + (v - y) * i / count) for i in range(count + 1)]
+        taken += [(cx - BEAD / 2, cy - BEAD / 2, cx + BEAD / 2, cy + BEAD / 2) for cx, cy in beads]
     words_of_line = "identical to dense"
     taken.append((WIDTH - RIGHT - text_width(words_of_line), identical_y - 6 - FONT, WIDTH - RIGHT, identical_y - 4))
     placed = []
     for words, x, y in named:
         width = text_width(words)
         offsets: list[tuple[float, float]] = [(9, 4), (-9 - width, 4), (-width / 2, -10), (-width / 2, 20)]
-        for lines in (1.5, -1.5, 2.5, -2.5, 3.5, -3.5):
-            offsets += [(9, 4 + FONT * lines), (-9 - width, 4 + FONT * lines)]
+        for down in (1.0, -1.0, 1.5, -1.5, 2.5, -2.5, 3.5, -3.5):
+            offsets += [(9, 4 + FONT * down), (-9 - width, 4 + FONT * down)]
         boxes = [(x + dx, y + dy - FONT, x + dx + width, y + dy + 3) for dx, dy in offsets]
         inside = [box for box in boxes if box[0] >= LEFT and box[2] <= WIDTH and box[1] >= 0 and box[3] <= HEIGHT]
         box = min(inside or boxes, key=lambda box: sum(_overlap(box, other) for other in taken))

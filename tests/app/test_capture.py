@@ -142,3 +142,28 @@ def test_reasons_to_be_dense(pipe: Any) -> None:
     assert isinstance(captured_choice(pipe, JOB, late, 2, 0, 0, options=OPTIONS), Choice)
     with pytest.raises(ValueError, match="step 4 does not exist: the run has 4 steps"):
         captured_choice(pipe, JOB, MIXED, 4, 0, 0)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_comes_to_the_cpu(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan.of(TopBlocks(0.3, compensate=True))
+    pipe.to("cuda", torch.bfloat16)
+    try:
+        chosen = spied(monkeypatch)
+        choice = captured_choice(pipe, JOB, plan, 1, 1, 0, options=OPTIONS)
+        static = captured_choice(pipe, JOB, MIXED, 0, 0, 0, options=OPTIONS)
+        with sparse(pipe, plan, min_tokens=0):
+            usual = generate(pipe, JOB).frames
+        with recorded(pipe, plan, Wanted(2, 1, 1), OPTIONS):
+            watched = generate(pipe, JOB).frames
+    finally:
+        pipe.to("cpu", torch.float32)
+    assert isinstance(choice, Choice)
+    assert isinstance(static, Choice)
+    assert np.array_equal(usual, watched)
+    wanted = [selection for when, selection in chosen if when == 1][1].indices.to("cpu")
+    assert torch.equal(choice.indices.block_mask()[0], wanted.block_mask()[int(wanted.head_of[0])])
+    assert {choice.indices.device.type, static.indices.device.type, choice.layout.start.device.type} == {"cpu"}
+    token = (1, 2, 3)
+    by_blocks = Choice(static.pattern, static.layout, static.indices)
+    assert torch.equal(keys_of(static, token), keys_of(by_blocks, token))

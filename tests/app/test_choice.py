@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +20,15 @@ from dit_sparse.app.choice import (
     static_part,
     text_tokens_read,
 )
-from dit_sparse.app.neighbourhood import COLOURS, HERE, Sheet, neighbourhood_image, neighbourhood_text, token_at
+from dit_sparse.app.neighbourhood import (
+    COLOURS,
+    HERE,
+    THROUGH,
+    Sheet,
+    neighbourhood_image,
+    neighbourhood_text,
+    token_at,
+)
 from dit_sparse.grid import Grid
 from dit_sparse.kernels.indices import from_block_mask
 from dit_sparse.order import TokenOrder
@@ -146,6 +155,21 @@ def test_the_image_lights_what_is_read(compensate: bool) -> None:
     assert blank.size == image.size
     assert HERE not in {colour for _, colour in blank.getcolors(1 << 16) or []}
     assert "Choose a token" in neighbourhood_text(choice, None)
+
+
+def test_a_clip_shines_through() -> None:
+    choice = static_choice(Served(Neighborhood(0.5), 0, 1), Grid(5, 6, 6))
+    assert choice is not None
+    clip = np.stack([np.full((4, 4, 3), 10 * frame, np.uint8) for frame in range(17)])  # each frame its own grey
+    token, sheet = (2, 3, 3), Sheet(choice.grid, 300)
+    image, levels = neighbourhood_image(choice, token, 300, clip), keys_of(choice, token)
+    for other in tokens(choice.grid):
+        left, top = sheet.corner(other[0])
+        found = image.getpixel((left + other[2] * sheet.cell, top + other[1] * sheet.cell))
+        level, behind = int(levels[other]), 10 * 4 * other[0]
+        mixed = [THROUGH[level] * behind + (1 - THROUGH[level]) * part for part in COLOURS[level][:3]]
+        wanted = HERE if other == token else (*mixed, 255)
+        assert found == pytest.approx(wanted, abs=1.5)
 
 
 def test_skip_reads_nothing() -> None:
