@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from dit_sparse.grid import Grid
-from dit_sparse.kernels.indices import unpack_bits
+from dit_sparse.kernels.indices import BlockIndices
 from dit_sparse.patterns import Pattern, PatternState, StaticPattern
 from dit_sparse.runner import exact_attention
 from dit_sparse.search.staging import check_writable, staged
@@ -109,16 +109,25 @@ def draw(pattern: Pattern, grid: Grid, path: Path) -> None:
     check_writable(path.parent)
     look = look_at(pattern, grid)
     indices = look.selection.indices
-    visited = unpack_bits(indices.bits, indices.key_blocks)
-    skipped = PALETTE["stood for"] if look.selection.compensate else PALETTE["empty"]
-    shades = torch.where(visited, PALETTE["full"], skipped)
-    if indices.partial_bits is not None:
-        shades[unpack_bits(indices.partial_bits, indices.key_blocks)] = PALETTE["partial"]
+    shades = block_shades(indices, look.selection.compensate)
     rows = indices.head_of.unique()[:MOST_PANELS] if isinstance(pattern, StaticPattern) else indices.head_of
-    scale = max(1, PICTURE_PIXELS // max(shades.shape[1:]))
-    panels = [shades[row].repeat_interleave(scale, 0).repeat_interleave(scale, 1) for row in rows.tolist()]
+    panels = [enlarged(shades[row]) for row in rows.tolist()]
     gap = torch.full((panels[0].shape[0], GAP_PIXELS), PALETTE["gap"])
     pixels = torch.cat([part for panel in panels for part in (gap, panel)][1:], 1)
     picture = Image.fromarray(pixels.to(torch.uint8).numpy()).quantize(len(PALETTE))
     with staged(path.parent) as folder:
         picture.save(folder / path.name, format="PNG", optimize=True)
+
+
+def block_shades(indices: BlockIndices, compensate: bool) -> Tensor:
+    """Return the shade of PALETTE of each block, int64 [U, Q, K]."""
+    skipped = PALETTE["stood for"] if compensate else PALETTE["empty"]
+    shades = torch.where(indices.block_mask(), PALETTE["full"], skipped)
+    shades[indices.partial_mask()] = PALETTE["partial"]
+    return shades
+
+
+def enlarged(shades: Tensor) -> Tensor:
+    """Enlarge shades [Q, K] by the whole number that brings them nearest below PICTURE_PIXELS, at least 1."""
+    scale = max(1, PICTURE_PIXELS // max(shades.shape))
+    return shades.repeat_interleave(scale, 0).repeat_interleave(scale, 1)

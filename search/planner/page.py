@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import base64
-import functools
-import itertools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dit_sparse.patterns import PATTERNS
+from dit_sparse.search.heads_map import COLOURS, Cell, draw, kind_of, kinds_of, shade_names, shade_of
 from dit_sparse.search.planner.charts import pareto
 from dit_sparse.search.planner.points import (
     Report,
@@ -40,9 +37,6 @@ from dit_sparse.search.report_parts import number, seconds, times
 
 TEMPLATE = Path(__file__).with_name("report.html")
 PNG = b"\x89PNG\r\n\x1a\n"
-CELL = 12  # pixels of a head in the map
-# Upper ends of the shades of density, the palest first; the last one is dense alone.
-SHADES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.45, 0.65, math.nextafter(1.0, 0.0), 1.0)
 CHUNK = 5  # layers in a row of the sensitivity table
 
 
@@ -81,9 +75,9 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
         "metrics": METRICS,
         "clips": _clips(report),
         "maps": _maps(report),
-        "legend": _legend(report),
-        "cell": CELL,
-        "shades": _shade_names(),
+        "legend": kinds_of([head["pattern"] for unit in report["map"] for head in unit["heads"]]),
+        "colours": COLOURS,
+        "shades": shade_names(),
         "strips": _strips(report),
         "dense_share": _dense_share(report),
         "bars": _bars(report),
@@ -93,28 +87,6 @@ def render(report: Report, pictures: Mapping[str, bytes]) -> str:
         "facts": facts(report),
     }
     return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(shown)
-
-
-@functools.cache
-def letters() -> dict[str, str]:
-    """Return a letter for each pattern of PATTERNS: the first of its name that no earlier one has."""
-    found: dict[str, str] = {}
-    for name in PATTERNS:
-        free = [letter for letter in (*name.upper(), *"ABCDEFGHIJKLMNOPQRSTUVWXYZ") if letter not in found.values()]
-        found[name] = free[0]
-    return found
-
-
-def kind_of(pattern: str) -> tuple[str, str]:
-    """Return the letter and the name of a pattern's kind, from its text; a small letter keeps its choice."""
-    name, _, options = pattern.partition(":")
-    inner = options.partition("pattern=")[2].partition(":")[0].partition(",")[0] if name == "cached" else ""
-    letter = letters().get(inner or name, "?")
-    return (letter.lower(), f"cached {inner}") if inner else (letter, name)
-
-
-def shade_of(density: float) -> int:
-    return next(i for i, most in enumerate(SHADES) if density <= most)
 
 
 def _tiles(report: Report) -> list[tuple[str, str, str]]:
@@ -156,7 +128,9 @@ def _clips(report: Report) -> list[tuple[str, ...]]:
 
 
 def _maps(report: Report) -> list[dict[str, Any]]:
-    """Return for each transformer and step group the rows of heads: layer, cells of (shade, letter, what it is)."""
+    """Return for each transformer and step group its window and the drawing of its heads."""
+    from markupsafe import Markup
+
     places = sorted({(unit["transformer"], unit["group"]) for unit in report["map"]})
     found = []
     for transformer, group in places:
@@ -165,32 +139,16 @@ def _maps(report: Report) -> list[dict[str, Any]]:
         rows = [
             (unit["layer"], [_cell(unit["layer"], i, head) for i, head in enumerate(unit["heads"])]) for unit in units
         ]
-        heads = max(len(cells) for _, cells in rows)
-        found.append({"transformer": transformer, "window": group_name(report, group), "rows": rows, "heads": heads})
+        window = group_name(report, group)
+        svg = Markup(draw(rows, f"{transformer}, steps {window}"))  # which escapes what it is given
+        found.append({"transformer": transformer, "window": window, "svg": svg})
     return found
 
 
-def _cell(layer: int, number_of_head: int, head: Mapping[str, Any]) -> tuple[int, str, str]:
+def _cell(layer: int, number_of_head: int, head: Mapping[str, Any]) -> Cell:
     told = f"layer {layer}, head {number_of_head}: {head['pattern']}, density {head['density']:.3f}"
     told += f", recall {number(head['recall'], '.3f')}, error {number(head['error'], '.3g')}"
-    return shade_of(head["density"]), kind_of(head["pattern"])[0], told
-
-
-def _legend(report: Report) -> list[tuple[str, str, int]]:
-    """Return the kinds in the map: letter, name, number of heads; the most frequent first."""
-    counts: dict[tuple[str, str], int] = {}
-    for unit in report["map"]:
-        for head in unit["heads"]:
-            kind = kind_of(head["pattern"])
-            counts[kind] = counts.get(kind, 0) + 1
-    return sorted(((*kind, count) for kind, count in counts.items()), key=lambda one: (-one[2], one[1]))
-
-
-def _shade_names() -> list[str]:
-    """Return what each shade of density stands for."""
-    ends = [f"{100 * most:g}" for most in SHADES[:-2]]
-    between = [f"{low}–{high} %" for low, high in itertools.pairwise(ends)]
-    return [f"up to {ends[0]} %", *between, f"over {ends[-1]} %", "all"]
+    return Cell(head["density"], kind_of(head["pattern"])[0], told)
 
 
 def _strips(report: Report) -> list[dict[str, Any]]:

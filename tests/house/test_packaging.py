@@ -72,6 +72,7 @@ def test_every_way_to_install(tmp_path: Path) -> None:
         "dit_sparse/py.typed",
         "dit_sparse/search/plan.schema.json",
         "dit_sparse/search/report.schema.json",
+        "dit_sparse/app/sweep.html",
         "dit_sparse/search/planner/report.html",
         "dit_sparse/search/planner/report.schema.json",
         "dit_sparse-0.1.0.dist-info/licenses/LICENSE",

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import pytest
 
 from dit_sparse.patterns import PATTERNS, Cached, pattern_from_text
+from dit_sparse.search.heads_map import kind_of, letters, shade_of
 from dit_sparse.search.planner.charts import pareto
-from dit_sparse.search.planner.page import kind_of, letters, shade_of
 from dit_sparse.search.planner.points import by_speed, gate_line
 from dit_sparse.search.planner.report import group_densities, to_html, to_json, to_markdown, validate, verdict_line
 from tests.search.made_reports import CASES, EVIL, Page, Report, made, no_attention, pictures, uneven_map, unrendered
@@ -157,7 +157,7 @@ def test_map_shows_each_head(report: Report) -> None:
     for text, shade, (layer, i, head) in zip(told, shades, heads, strict=True):
         assert text.startswith(f"layer {layer}, head {i}: {head['pattern']}, density {head['density']:.3f}, recall ")
         assert shade == f"s{shade_of(head['density'])}"
-    marks = re.findall(r'<text class="marks" y="\d+" x="([\d ]+)">(.*?)</text>', to_html(report, pictures()))
+    marks = re.findall(r'<text class="marks" y="\d+" x="([\d ]+)"[^>]*>(.*?)</text>', to_html(report, pictures()))
     assert [letter for _, row in marks for letter in row] == [kind_of(head["pattern"])[0] for _, _, head in heads]
     assert all(len(places.split()) == len(row) for places, row in marks)
 
