@@ -166,13 +166,19 @@ def models(as_json: AsJson = False) -> None:
 
 
 def demo(
-    port: Annotated[int, typer.Option(help="Port on this machine.")] = 7860,
-    results: Annotated[Path | None, typer.Option(help="Results folder of `compare`. (default: a stored one)")] = None,
+    port: Annotated[int, typer.Option(help="Port of the page.")] = 7860,
+    host: Annotated[str, typer.Option(help="Address to serve on; 0.0.0.0 for a network.")] = "127.0.0.1",
+    results: Annotated[
+        Path | None, typer.Option(help="Results folder of `compare` to show first. (default: a stored one)")
+    ] = None,
+    model: Model = "bundled",
+    device: Device = None,
+    dtype: Dtype = None,
 ) -> None:
-    """Show a finished comparison in the browser."""
+    """Compare dense and sparse in the browser: generate, look at patterns, sweep plans, guess blindly."""
     from dit_sparse.app.demo import launch
 
-    launch(results, port)
+    launch(results, port, host=host, model=model, device=device, dtype=dtype)
 
 
 def _prompt(prompt: str | None, prompt_file: Path | None) -> str:

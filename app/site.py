@@ -1,0 +1,86 @@
+"""What the tabs of the page share: the studio, the comparison that is shown first, the blind test."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dit_sparse.app.blind import BlindTest
+from dit_sparse.app.code import code_of_run
+from dit_sparse.app.figures import figures_html
+from dit_sparse.app.player import player_value, videos_of
+from dit_sparse.app.stored import Report
+from dit_sparse.app.studio import Studio
+from dit_sparse.search.report import load_report
+
+SHAPE = re.compile(r"(\w+): \w+, (\d+) layers x (\d+) heads")
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """Name a comparison that a visitor looks at: its folder and its report."""
+
+    folder: Path
+    report: Report
+
+    @classmethod
+    def read(cls, folder: Path) -> Shown:
+        """Read a results folder of `compare`.
+
+        Raises:
+            FileNotFoundError: there is no report.json, or a video that it names is missing.
+            ValueError: the report does not follow its schema.
+        """
+        report = load_report(folder)
+        videos_of(report, folder)
+        return cls(folder, report)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shown:
+        return self  # Gradio copies the first value of a state for each visitor; nobody changes this one
+
+    @property
+    def names(self) -> list[str]:
+        return [run["name"] for run in self.report["sparse"]]
+
+    @property
+    def here(self) -> bool:
+        """Say whether its clips are still there: results are removed after some time."""
+        return (self.folder / self.report["dense"]["video"]).is_file()
+
+    def transformers(self) -> dict[str, tuple[int, int]]:
+        """Return layers and heads of each transformer by its component name."""
+        found = (SHAPE.match(text) for text in self.report["model"]["transformers"])
+        return {match[1]: (int(match[2]), int(match[3])) for match in found if match is not None}
+
+    def view(self, name: str) -> tuple[dict[str, Any], str, str]:
+        """Return what the player, the figures and the code box show of a plan."""
+        report = self.report
+        return player_value(report, self.folder, name), figures_html(report, name), code_of_run(report, name)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Hold what the tabs share. uploads: the folder where the server keeps uploaded files."""
+
+    studio: Studio
+    first: Shown
+    blind: BlindTest
+    uploads: Path
+
+    @property
+    def allowed_paths(self) -> list[str]:
+        """Name what the server may send: the clips shown first, and the results of its own jobs."""
+        stored = videos_of(self.first.report, self.first.folder).values()
+        return [*map(str, stored), str(self.studio.results.folder)]
+
+    def queue_text(self) -> str:
+        """Tell how many jobs wait."""
+        count = self.studio.waiting
+        return f"{count} job{'s' * (count != 1)} waiting; one runs at a time."
+
+    def close(self) -> None:
+        """End the running job, and remove all results and copies."""
+        self.blind.close()
+        self.studio.close()

@@ -1,0 +1,102 @@
+"""The first tab: one prompt dense and with a plan, both clips under one clock, and what it cost and bought."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from dit_sparse.app.events import Failed, Finished, Preview, Stopped
+from dit_sparse.app.figures import figures_view
+from dit_sparse.app.player import player
+from dit_sparse.app.progress import Progress, stopped_html
+from dit_sparse.app.settings import ask_of, chosen_plan, job_controls, plan_controls
+from dit_sparse.app.site import Shown, Site
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Hold what other tabs read: the comparison that the visitor looks at, and the plan's run name."""
+
+    shown: gr.State
+    name: gr.Radio
+
+
+def compare_tab(site: Site) -> Compared:
+    """Lay out the tab and wire it."""
+    first, names = site.first, site.first.names
+    value, figures, code = first.view(names[0])
+    shown = gr.State(first)
+    with gr.Row():
+        with gr.Column(scale=2, min_width=300):
+            job = job_controls(site, "compare")
+            plan, _ = plan_controls(site)
+            with gr.Accordion("More", open=False):
+                yardstick = gr.Checkbox(False, label="Also render another seed, as a yardstick", elem_id="yardstick")
+                monitor = gr.Checkbox(False, label="Also measure recall of each step", elem_id="monitor")
+            with gr.Row():
+                go = gr.Button("Generate", variant="primary", elem_id="generate", min_width=90)
+                stop = gr.Button("Stop", interactive=False, elem_id="stop", min_width=90)
+            status = gr.HTML("", elem_id="status")
+            preview = gr.Image(
+                label="On the way", visible=False, interactive=False, format="png", buttons=[], elem_id="preview",
+                height=200,
+            )  # fmt: skip
+        with gr.Column(scale=3, min_width=300):
+            name = gr.Radio(names, value=names[0], label="Shown plan", visible=len(names) > 1, elem_id="shown-plan")
+            clips = player(value)
+            told = figures_view(figures)
+            with gr.Accordion("Copy the Python for this setting", open=False):
+                python = gr.Code(code, language="python", label="Python", interactive=False, elem_id="code")
+
+    def generate(*values: Any) -> Iterator[dict[Any, Any]]:
+        """Run a comparison; yield what changes on the page."""
+        *of_job, kind, spec, uploaded, with_seed, with_recall = values
+        progress = Progress()
+        try:
+            ask = ask_of(tuple(of_job), chosen_plan(kind, spec, uploaded), with_seed, with_recall)
+        except ValueError as error:
+            progress.hear(Failed(str(error)))
+            yield {status: progress.html()}
+            return
+        yield {status: progress.html(), go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
+        for event in site.studio.run(ask, threading.Event()):
+            if isinstance(event, Preview):
+                yield {preview: gr.Image(event.frame, visible=True, label=f"On the way: {event.run}")}
+            elif progress.hear(event):
+                changed: dict[Any, Any] = {status: progress.html()}
+                if isinstance(event, Finished):
+                    found = Shown(event.folder, event.report)
+                    clip, figure, text = found.view(found.names[0])
+                    radio = gr.Radio(found.names, value=found.names[0], visible=len(found.names) > 1)
+                    changed |= {shown: found, name: radio, clips: clip, told: figure, python: text}
+                if isinstance(event, (Finished, Failed, Stopped)):
+                    changed |= {
+                        go: gr.Button(interactive=True), stop: gr.Button(interactive=False),
+                        preview: gr.Image(visible=False),
+                    }  # fmt: skip
+                yield changed
+
+    def choose(which: Shown, chosen: str) -> tuple[Any, Any, Any]:
+        return which.view(chosen) if which.here else (None, "<p>These results have been removed.</p>", "")
+
+    running = go.click(
+        generate,
+        [*job.components(), *plan, yardstick, monitor],
+        [status, preview, shown, name, clips, told, python, go, stop],
+        concurrency_limit=site.studio.limits.waiting + 2,  # the studio has a line of its own, which tells the place
+        show_progress="hidden",
+        api_visibility="private",
+    )
+    stop.click(
+        lambda: (stopped_html(), gr.Button(interactive=True), gr.Button(interactive=False), gr.Image(visible=False)),
+        outputs=[status, go, stop, preview],
+        cancels=[running],
+        queue=False,
+        api_visibility="private",
+    )
+    name.input(choose, [shown, name], [clips, told, python], queue=False, api_visibility="private")
+    return Compared(shown, name)
