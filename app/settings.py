@@ -149,10 +149,10 @@ def _control(pattern: str, name: str, default: Any) -> Any:
     """Make the control of one field: a tick for a bool, a slider for a share, else text."""
     elem_id = f"option-{pattern}-{name}"
     if isinstance(default, bool):
-        return gr.Checkbox(default, label=name, elem_id=elem_id)
+        return gr.Checkbox(default, label=name, elem_id=elem_id, interactive=True)
     if isinstance(default, float) and 0.0 <= default <= 1.0:
-        return gr.Slider(0.0, 1.0, default, step=0.01, label=name, elem_id=elem_id)
-    return gr.Textbox(text_of(default), label=name, placeholder="not set", elem_id=elem_id)
+        return gr.Slider(0.0, 1.0, default, step=0.01, label=name, elem_id=elem_id, interactive=True)
+    return gr.Textbox(text_of(default), label=name, placeholder="not set", elem_id=elem_id, interactive=True)
 
 
 def _number(label: str, value: int | None, elem_id: str, most: int | None = None) -> gr.Number:

@@ -1,0 +1,126 @@
+"""Looking at patterns, sweeping plans and the blind test, in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dit_sparse.app.demo import Server
+from tests.app.browser import Visitor
+from tests.app.serving import SMALL, fill, served, tab, wait_for_text
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with served() as found:
+        yield found
+
+
+@pytest.fixture
+def visit(server: Server, open_page: Callable[..., Visitor]) -> Callable[[], Visitor]:
+    def go() -> Visitor:
+        found = open_page(server.address)
+        found.page.wait_for_selector("#player video")
+        return found
+
+    return go
+
+
+def place(page: Any) -> list[int]:
+    """Return frame, row and column as the page shows them."""
+    return [int(page.input_value(f"#{name} input")) for name in ("frame", "row", "column")]
+
+
+def test_a_static_pattern_is_seen_at_once(visit: Callable[[], Visitor]) -> None:
+    seen = visit()
+    page = seen.page
+    page.get_by_label("neighborhood-window-0.3").check()
+    tab(page, "See the pattern")
+    wait_for_text(page, "#plan-map", "neighborhood (36 heads)")
+    page.click("#look")
+    wait_for_text(page, "#mask-said", "neighborhood", 60_000)
+    page.wait_for_selector("#sheet img")
+    assert place(page) == [8, 8, 8]
+    # The sheet is 4 frames a row of 16 x 16 tokens: a click in its corner picks a token of the first frame.
+    image = page.locator("#sheet img")
+    box = image.bounding_box()
+    image.click(position={"x": box["width"] * 0.05, "y": box["height"] * 0.08})
+    page.wait_for_function("document.querySelector('#frame input').value == '0'")
+    clicked = place(page)
+    assert wait_for_text(page, "#sheet-said", f"Frame 0, row {clicked[1]}, column {clicked[2]}", 10_000)
+    for name, value in (("frame", 3), ("row", 5), ("column", 7)):
+        page.locator(f"#{name} input").fill(str(value))
+    page.click("#show-token")
+    wait_for_text(page, "#sheet-said", "Frame 3, row 5, column 7", 10_000)
+    seen.shot("pattern")
+    page.locator("#row input").fill("99")
+    page.click("#show-token")
+    wait_for_text(page, "#sheet-said", "must lie on the grid", 10_000)
+
+
+def test_a_choice_by_content_is_recorded_in_a_run(visit: Callable[[], Visitor]) -> None:
+    seen = visit()
+    page = seen.page
+    page.get_by_text("More", exact=True).click()
+    page.get_by_label("Also measure recall of each step").check()
+    fill(page, "compare", SMALL)
+    page.click("#generate")
+    wait_for_text(page, "#status", "done")
+    tab(page, "See the pattern")
+    page.locator("#step input").fill("2")
+    page.click("#look")
+    # so few tokens run dense, and the page says why
+    wait_for_text(page, "#look-status [role=alert]", "runs dense")
+    page.locator("#step input").fill("7")
+    page.click("#look")
+    wait_for_text(page, "#look-status [role=alert]", "step 7 does not exist")
+
+
+def test_a_sweep_is_a_table_a_plot_and_a_report(visit: Callable[[], Visitor], tmp_path: Any) -> None:
+    seen = visit()
+    page = seen.page
+    tab(page, "Sweep")
+    fill(page, "sweep", SMALL)
+    page.fill("#sweep-specs textarea", "topblocks:keep=0.5\nradial:kind=block")
+    page.click("#sweep")
+    wait_for_text(page, "#sweep-status", "done")
+    text = wait_for_text(page, "#sweep-table", "topblocks-keep-0.5")
+    assert "balanced" in text
+    assert "dense" in text
+    assert page.locator("#pareto svg").count() == 1
+    with page.expect_download() as waiting:
+        page.click("#sweep-report")
+    path = tmp_path / "report.html"
+    waiting.value.save_as(path)
+    page_text = path.read_text(encoding="utf-8")
+    assert "radial" in page_text
+    assert "http://" not in page_text.replace("http://www.w3.org/", "")
+    seen.shot("sweep")
+    page.fill("#sweep-specs textarea", "../../etc/passwd")
+    page.click("#sweep")
+    wait_for_text(page, "#sweep-status [role=alert]", "unknown plan")
+
+
+def test_the_blind_test_counts_votes(visit: Callable[[], Visitor], server: Server) -> None:
+    seen = visit()
+    page = seen.page
+    tab(page, "Blind test")
+    assert page.locator("#blind-vote-left").is_disabled()
+    for asked in (1, 2):
+        page.click("#blind-ask")
+        page.wait_for_function("!document.querySelector('#blind-vote-left').disabled")
+        page.wait_for_function(
+            "[...document.querySelectorAll('#blind-left video, #blind-right video')].filter(v => v.readyState >= 2)"
+            ".length == 2",
+            timeout=20_000,
+        )
+        sources = page.evaluate(
+            "[...document.querySelectorAll('#blind-left video, #blind-right video')].map(v => v.currentSrc)"
+        )
+        assert not any("dense" in source or "sparse-" in source for source in sources)
+        page.click("#blind-vote-left")
+        wait_for_text(page, "#blind-said", f"of {asked} right", 10_000)
+        assert page.locator("#blind-vote-left").is_disabled()
+    seen.shot("blind-test")
