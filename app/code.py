@@ -45,11 +45,10 @@ def setting_code(
         lines.append("from diffusers import DiffusionPipeline")
     if is_clip:
         lines.append("from diffusers.utils import export_to_video")
-    lines.append("")
-    if spec is not None:
-        lines.append("import dit_sparse as ds")
+    ours = ["import dit_sparse as ds"] if spec is not None else []
     if model == "bundled":
-        lines.append("from dit_sparse.pipelines.bundled import load_bundled")
+        ours.append("from dit_sparse.pipelines.bundled import load_bundled")
+    lines += ["", *ours] if ours else []
     lines += ["", _load(model, device, dtype)]
     if spec is not None:
         if spec.endswith(".json"):
