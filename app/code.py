@@ -52,7 +52,7 @@ def setting_code(
     lines += ["", _load(model, device, dtype)]
     if spec is not None:
         if spec.endswith(".json"):
-            lines.append(f"# {spec}: the plan of this run, saved beside this script")
+            lines.append(f"# {spec!r}: the plan of this run, saved beside this script")
         lines.append(f"ds.enable({', '.join(['pipe', repr(spec), *_enable_options(options or {})])})")
     lines += ["result = pipe(", *(f"    {name}={value!r}," for name, value in values.items())]
     lines.append(f'    generator=torch.Generator("cpu").manual_seed({job.seed}),')

@@ -169,7 +169,10 @@ def _of_its_name(error: Any) -> Any:
     for inner in error.context:
         of_name.setdefault(inner.schema_path[0], []).append(inner)
     named = [inners for inners in of_name.values() if not any("name" in inner.path for inner in inners)]
-    return min(named[0], key=lambda inner: len(inner.path)) if named else error
+    if not named:
+        return error
+    first = min(named[0], key=lambda inner: len(inner.path))
+    return _of_its_name(first) if first.context else first
 
 
 def _short(text: str, most: int = 200) -> str:
