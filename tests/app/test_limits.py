@@ -9,10 +9,13 @@ from typing import Any
 
 import pytest
 
-from dit_sparse.app.limits import MOST_SEED, Ask, Limits, check_ask, check_prompt, check_size, check_whole
+from dit_sparse.app.limits import MOST_SEED, Ask, Limits, check_ask, check_blocks, check_prompt, check_size, check_whole
+from dit_sparse.grid import Grid
+from dit_sparse.patterns import Cached, Radial, TopBlocks
 from dit_sparse.pipelines.bundled import BUNDLED_DEFAULTS
 from dit_sparse.pipelines.generate import Job, load_pipeline
 from dit_sparse.pipelines.geometry import expected_grid, size_steps
+from dit_sparse.plan import Plan, Rule
 from tests.compare.tiny import save_tiny_wan
 
 LIMITS = Limits(tokens=600, steps=5, frames=17, side_pixels=128, prompt_characters=20)
@@ -132,7 +135,8 @@ def refusal(pipe: Any, job: Job, limits: Limits) -> str:
 
 
 def test_tokens_are_those_of_the_grid(pipe: Any) -> None:
-    grid = expected_grid(pipe.transformer, pipe.vae.config, 9, 64, 96)
+    grid = check_size(pipe, JOB, LIMITS)
+    assert grid == expected_grid(pipe.transformer, pipe.vae.config, 9, 64, 96)
     assert grid is not None
     assert grid.tokens == 480
 
@@ -142,6 +146,21 @@ def test_a_pipeline_whose_configs_do_not_tell(pipe: Any, tmp_path: Path) -> None
         vae = None
 
     assert size_steps(WithoutVae()) is None
-    check_size(WithoutVae(), JOB, LIMITS)
+    assert check_size(WithoutVae(), JOB, LIMITS) is None
     with pytest.raises(ValueError, match="frames must lie"):
         check_size(WithoutVae(), replace(JOB, frames=99), LIMITS)
+
+
+def test_blocks() -> None:
+    """Tiles of 2x8x8 and 4x4x4 pass; single tokens pass on a small grid only."""
+    large, small = Grid(17, 16, 16), Grid(2, 8, 8, suffix=8)
+    for order in ("strips", "tile:2x8x8", "tile:4x4x4", "hilbert"):
+        check_blocks(Plan.of(TopBlocks(0.2, order)), large)
+    tiny = Plan((Rule(Radial(kind="block"), layers=(0,)), Rule(Cached(TopBlocks(0.2, "tile:1x1x1")))))
+    check_blocks(tiny, small)
+    check_blocks(Plan.of(TopBlocks(0.2, clusters=256)), large)
+    for clusters in (257, (8, 9999)):
+        with pytest.raises(ValueError, match="clusters, at most 256"):
+            check_blocks(Plan.of(Cached(TopBlocks(0.2, clusters=clusters))), large)
+    with pytest.raises(ValueError, match=r"tile:1x1x1.* cuts 4,352 tokens in 4,352 blocks or clusters, at most 256"):
+        check_blocks(tiny, large)
