@@ -320,3 +320,18 @@ def test_uploads_are_held_against_the_model(studio: Studio, tmp_path: Path) -> N
             studio.read_plan(bad, tmp_path)
         studio.usual()
     assert isinstance(events_of(studio.run(replace(ASK, plan=fits), threading.Event()))[-1], Finished)
+
+
+@pytest.mark.gpu
+def test_on_cuda(model: Path) -> None:
+    """A job in a worker thread, kernels compiled there; then one that is stopped, and one more."""
+    studio = Studio(str(model), "cuda", options=Options(min_tokens=0))
+    first = events_of(studio.run(ASK, threading.Event()))[-1]
+    assert isinstance(first, Finished)
+    assert first.report["sparse"][0]["sparse_calls"] == 16
+    stop = threading.Event()
+    stopped = events_of(studio.run(ASK, stop), lambda event: stop.set() if isinstance(event, Step) else None)
+    assert stopped[-1] == Stopped()
+    assert isinstance(events_of(studio.run(ASK, threading.Event()))[-1], Finished)
+    assert clean(studio)
+    studio.close()

@@ -153,3 +153,16 @@ def test_pictures_are_few_and_spread(steps: int, pipe: Any, monkeypatch: pytest.
     assert steps not in shown
     gaps = np.diff([0, *shown, steps]) if shown else np.array([1])
     assert gaps.max() - gaps.min() <= 1
+
+
+@pytest.mark.gpu
+def test_pictures_on_cuda() -> None:
+    """Of the bundled model in bfloat16: the clip is the same bit for bit, and the last picture is near it."""
+    pipe = load_pipeline("bundled", "cuda", "bfloat16")
+    pipe.set_progress_bar_config(disable=True)
+    job = Job("a red circle bouncing on a white background", steps=8, frames=23, height=64, width=64, text_tokens=64)
+    plain = to_bytes(generate(pipe, job).frames)
+    clip, seen = watched(pipe, job)
+    assert np.array_equal(clip, plain)
+    assert len(seen) == 6
+    assert psnr_db(clip[middle_frame(12, 2)][None] / 255.0, seen[-1][None] / 255.0) > 25
