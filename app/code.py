@@ -45,15 +45,14 @@ def setting_code(
         lines.append("from diffusers import DiffusionPipeline")
     if is_clip:
         lines.append("from diffusers.utils import export_to_video")
-    lines.append("")
-    if spec is not None:
-        lines.append("import dit_sparse as ds")
+    ours = ["import dit_sparse as ds"] if spec is not None else []
     if model == "bundled":
-        lines.append("from dit_sparse.pipelines.bundled import load_bundled")
+        ours.append("from dit_sparse.pipelines.bundled import load_bundled")
+    lines += ["", *ours] if ours else []
     lines += ["", _load(model, device, dtype)]
     if spec is not None:
         if spec.endswith(".json"):
-            lines.append(f"# {spec}: the plan of this run, saved beside this script")
+            lines.append(f"# {spec!r}: the plan of this run, saved beside this script")
         lines.append(f"ds.enable({', '.join(['pipe', repr(spec), *_enable_options(options or {})])})")
     lines += ["result = pipe(", *(f"    {name}={value!r}," for name, value in values.items())]
     lines.append(f'    generator=torch.Generator("cpu").manual_seed({job.seed}),')

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from dit_sparse.grid import Grid
+from dit_sparse.patterns import Cached, TopBlocks
 from dit_sparse.pipelines.generate import Job, known_transformers
 from dit_sparse.pipelines.geometry import expected_grid, size_steps
 from dit_sparse.plan import Plan
 
 MOST_SEED = 2**32 - 1
+BLOCK_TOKENS = 128
+MOST_BLOCKS_FACTOR = 4  # times the fewest that a grid can be cut in
+MOST_BLOCKS_OF_SMALL_GRIDS = 256
 
 
 @dataclass(frozen=True)
@@ -111,8 +117,10 @@ def check_ask(ask: Ask, limits: Limits) -> Job:
     return replace(Job(check_prompt(ask.prompt, limits), check_whole("seed", ask.seed, 0, MOST_SEED)), **sizes)
 
 
-def check_size(pipe: Any, job: Job, limits: Limits) -> None:
+def check_size(pipe: Any, job: Job, limits: Limits) -> Grid | None:
     """Hold a job whose open values are filled in against the model: bounds, multiples, then tokens.
+
+    Returns the grid, or None where the model's configs do not tell it.
 
     Raises:
         ValueError: a value is out of bounds, a side or the number of frames no multiple, or there are too many tokens.
@@ -124,7 +132,7 @@ def check_size(pipe: Any, job: Job, limits: Limits) -> None:
     if job.height is None or job.width is None:
         raise ValueError("this model does not say which size it takes; choose height and width")
     if steps is None:
-        return
+        return None
     frames = job.frames or 1
     if (frames - 1) % steps[0]:
         near = _near(frames - 1, steps[0])
@@ -142,6 +150,31 @@ def check_size(pipe: Any, job: Job, limits: Limits) -> None:
             f"{frames} frames of {job.height} x {job.width} pixels are {grid.tokens:,} tokens, at most "
             f"{limits.tokens:,} are taken here; choose fewer frames or a smaller size"
         )
+    return grid
+
+
+def check_blocks(plan: Plan, grid: Grid) -> None:
+    """Refuse a plan that cuts the grid in very many blocks or clusters: every pair of them is scored.
+
+    Raises:
+        ValueError: names the pattern, its blocks and the most that are taken; or a pattern that does not fit the grid.
+    """
+    most = max(MOST_BLOCKS_OF_SMALL_GRIDS, MOST_BLOCKS_FACTOR * math.ceil(grid.tokens / BLOCK_TOKENS))
+    for pattern in dict.fromkeys(rule.pattern for rule in plan.rules):
+        pattern.check(grid)
+        chooser = pattern.pattern if isinstance(pattern, Cached) else pattern
+        blocks = pattern.token_order().layout(grid).blocks
+        if isinstance(chooser, TopBlocks) and chooser.clusters is not None:
+            blocks = max(blocks, *_pair(chooser.clusters))
+        if blocks > most:
+            raise ValueError(
+                f"{pattern} cuts {grid.tokens:,} tokens in {blocks:,} blocks or clusters, at most {most:,} are taken "
+                f"here; choose larger ones: a block holds up to {BLOCK_TOKENS} tokens"
+            )
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return value if isinstance(value, tuple) else (value, value)
 
 
 def _bounds(limits: Limits) -> dict[str, int]:

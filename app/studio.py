@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dit_sparse.app.events import Event, Failed, Finished
-from dit_sparse.app.limits import Ask, Limits, check_ask, check_size
+from dit_sparse.app.limits import Ask, Limits, check_ask, check_blocks, check_size
 from dit_sparse.app.line import Line, Tell
 from dit_sparse.app.results import Results
 from dit_sparse.app.visitor_plans import read_upload, visitor_spec
@@ -141,7 +141,10 @@ class Studio:
 
     def _compare(self, pipe: Any, tell: Tell, ask: Ask, job: Job, known: dict[str, Plan]) -> Finished:
         job = with_defaults(pipe, self.model, job)
-        check_size(pipe, job, self.limits)
+        grid = check_size(pipe, job, self.limits)
+        if grid is not None:
+            for plan in known.values():
+                check_blocks(plan, grid)
         request = Request(
             job,
             tuple(known),

@@ -68,20 +68,23 @@ def read_upload(path: str | Path, uploads: Path, limits: Limits, models: Sequenc
 
 
 def _read(path: str | Path, uploads: Path, most_bytes: int) -> bytes:
-    """Read the file, which must lie in the folder by its real path, and be a file; at most one byte too many."""
+    """Read the file, which must lie in the folder by its real path, and be a file of no more bytes than these."""
     if "\0" in str(path) or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(uploads)):
         raise ValueError("this is not a file that was uploaded here; upload a plan.json")
     try:
         handle = os.open(path, FLAGS)
     except OSError:
         raise ValueError(f"{WHAT} cannot be read; upload it again") from None
-    with os.fdopen(handle, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{WHAT} is no file; upload a plan.json")
         if status.st_size > most_bytes:
             raise ValueError(f"{WHAT} has {status.st_size:,} bytes, at most {most_bytes:,} are taken here")
-        return file.read(most_bytes)
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read(most_bytes)
+    finally:
+        os.close(handle)
 
 
 def _parse(data: bytes) -> Any:
@@ -152,10 +155,24 @@ def _check_schema(values: Any) -> None:
     import jsonschema
 
     schema = json.loads(PLAN_SCHEMA.read_text(encoding="utf-8"))
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(values))
-    if error is not None:
+    errors = list(jsonschema.Draft202012Validator(schema).iter_errors(values))
+    if errors:
+        plain = [error for error in errors if error.validator != "oneOf"]  # an unknown name tells more than "none fits"
+        error = jsonschema.exceptions.best_match(iter(plain or map(_of_its_name, errors)))
         place = "/".join(map(str, error.absolute_path)) or "the top"
         raise ValueError(f"{WHAT} does not follow the schema of plans at {_short(place)}: {_short(error.message)}")
+
+
+def _of_its_name(error: Any) -> Any:
+    """Return what is wrong with a pattern of this name, where no pattern fits."""
+    of_name: dict[int, list[Any]] = {}
+    for inner in error.context:
+        of_name.setdefault(inner.schema_path[0], []).append(inner)
+    named = [inners for inners in of_name.values() if not any("name" in inner.path for inner in inners)]
+    if not named:
+        return error
+    first = min(named[0], key=lambda inner: len(inner.path))
+    return _of_its_name(first) if first.context else first
 
 
 def _short(text: str, most: int = 200) -> str:
