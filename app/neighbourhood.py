@@ -67,7 +67,7 @@ class Sheet:
         """Return the token under a pixel, or None beside the frames."""
         column, row = (x - GAP_PIXELS) // self.pitch[0], (y - GAP_PIXELS) // self.pitch[1]
         frame = row * self.columns + column
-        if not 0 <= column < self.columns or not 0 <= frame < self.grid.frames:
+        if not 0 <= frame < self.grid.frames:
             return None
         left, top = self.corner(frame)
         place = ((y - top) // self.cell, (x - left) // self.cell)

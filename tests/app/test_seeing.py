@@ -42,26 +42,27 @@ def drawn_plan(layers: int, heads: int) -> Plan:
     return Plan((Rule(Dense(), layers=(-1,)), *rules))
 
 
-def counted_density(pattern: Pattern) -> float | None:
+def counted_density(pattern: Pattern, grid: Grid = GRID) -> float | None:
     """Return the share of pairs in blocks that hold a kept pair, from the whole token mask."""
     static = pattern.pattern if isinstance(pattern, Cached) else pattern
     if isinstance(static, TopBlocks):
         whole = static.mass is None and static.heads == "equal"
         return static.keep if whole and getattr(pattern, "densities", None) is None else None  # type: ignore[return-value]
     shares = []
-    for variant in static.variants(GRID):  # type: ignore[attr-defined]
-        layout = static.token_order().layout(GRID)
-        index = torch.arange(GRID.video_tokens)
-        kept = variant.keep(index[:, None], index[None], GRID)
+    for variant in static.variants(grid):  # type: ignore[attr-defined]
+        layout = static.token_order().layout(grid)
+        index = torch.arange(grid.video_tokens)
+        kept = variant.keep(index[:, None], index[None], grid)
         blocks = [row[row >= 0] for row in layout.video_index()]
         pairs = sum(len(a) * len(b) for a, b in itertools.product(blocks, blocks) if kept[a[:, None], b].any())
-        shares.append(pairs / GRID.video_tokens**2)
+        shares.append(pairs / grid.video_tokens**2)
     return sum(shares) / len(shares)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_known_densities(pattern: Pattern) -> None:
-    assert known_density(pattern, GRID) == pytest.approx(counted_density(pattern))
+    for grid in (GRID, Grid(9, 16, 13)):
+        assert known_density(pattern, grid) == pytest.approx(counted_density(pattern, grid))
 
 
 @pytest.mark.parametrize(("layers", "heads", "fraction"), [(5, 3, 0.0), (14, 12, 0.3), (1, 1, None)])
