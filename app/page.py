@@ -33,17 +33,18 @@ def build(site: Site) -> gr.Blocks:
         waiting = gr.Markdown(site.queue_text(), elem_id="queue")
         with gr.Tabs():
             with gr.Tab("Compare", id="compare", elem_id="tab-compare"):
-                compared = compare_tab(site)
-            with gr.Tab("See the pattern", id="pattern", elem_id="tab-pattern"):
-                pattern_tab(site, compared)
+                shown = compare_tab(site)
+            with gr.Tab("See the pattern", id="pattern", elem_id="tab-pattern") as tab:
+                pattern_tab(site, shown, tab)
             with gr.Tab("Sweep", id="sweep", elem_id="tab-sweep"):
                 sweep_tab(site)
             with gr.Tab("Blind test", id="blind", elem_id="tab-blind"):
-                blind_tab(site, compared)
+                blind_tab(site, shown)
         gr.Markdown(plain(_environment(site)), elem_id="environment")
         gr.Timer(QUEUE_SECONDS).tick(
             site.queue_text, outputs=waiting, queue=False, show_progress="hidden", api_visibility="private"
         )
+        page.unload(site.leave)
         gr.api(
             comparison(site), api_name="compare", concurrency_limit=site.studio.limits.waiting + 2,
         )  # fmt: skip

@@ -45,10 +45,3 @@ class Progress:
         ]
         shown = "".join(bars) if self.state == RUNNING else ""
         return f'<div class="job {self.state}"><p role="{role}">{html.escape(self.line)}</p>{shown}</div>'
-
-
-def stopped_html() -> str:
-    """Write what a visitor sees who pressed Stop."""
-    progress = Progress()
-    progress.hear(Stopped())
-    return progress.html()

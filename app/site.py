@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import gradio as gr
 
 from dit_sparse.app.blind import BlindTest
 from dit_sparse.app.code import code_of_run
@@ -20,10 +23,16 @@ SHAPE = re.compile(r"(\w+): \w+, (\d+) layers x (\d+) heads")
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """Name a comparison that a visitor looks at: its folder and its report."""
+    """Name what a visitor looks at: the folder of a comparison, its report, and the run name of one of its plans."""
 
     folder: Path
     report: Report
+    name: str
+
+    @classmethod
+    def first_of(cls, folder: Path, report: Report) -> Shown:
+        """Look at the first plan of a comparison."""
+        return cls(folder, report, report["sparse"][0]["name"])
 
     @classmethod
     def read(cls, folder: Path) -> Shown:
@@ -35,7 +44,7 @@ class Shown:
         """
         report = load_report(folder)
         videos_of(report, folder)
-        return cls(folder, report)
+        return cls.first_of(folder, report)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Shown:
         return self  # Gradio copies the first value of a state for each visitor; nobody changes this one
@@ -54,9 +63,9 @@ class Shown:
         found = (SHAPE.match(text) for text in self.report["model"]["transformers"])
         return {match[1]: (int(match[2]), int(match[3])) for match in found if match is not None}
 
-    def view(self, name: str) -> tuple[dict[str, Any], str, str]:
-        """Return what the player, the figures and the code box show of a plan."""
-        report = self.report
+    def view(self) -> tuple[dict[str, Any], str, str]:
+        """Return what the player, the figures and the code box show."""
+        report, name = self.report, self.name
         return player_value(report, self.folder, name), figures_html(report, name), code_of_run(report, name)
 
 
@@ -68,12 +77,29 @@ class Site:
     first: Shown
     blind: BlindTest
     uploads: Path
+    _stops: dict[str, threading.Event] = field(default_factory=dict)  # of the last job of a visitor in a tab
 
     @property
     def allowed_paths(self) -> list[str]:
         """Name what the server may send: the clips shown first, and the results of its own jobs."""
         stored = videos_of(self.first.report, self.first.folder).values()
         return [*map(str, stored), str(self.studio.results.folder)]
+
+    def begin(self, request: gr.Request, tab: str) -> threading.Event:
+        """Return what ends the job that a visitor now begins in a tab; an earlier one of the same tab ends."""
+        self.stop(request, tab)
+        stop = self._stops[f"{request.session_hash}/{tab}"] = threading.Event()
+        return stop
+
+    def stop(self, request: gr.Request, *tabs: str) -> None:
+        """End a visitor's jobs of some tabs, or of all where none is named, after the step that runs."""
+        begins = [f"{request.session_hash}/{tab}" for tab in tabs] or [f"{request.session_hash}/"]
+        for key in [key for key in list(self._stops) if key.startswith(tuple(begins))]:
+            self._stops.pop(key).set()
+
+    def leave(self, request: gr.Request) -> None:
+        """End all jobs of a visitor who closed the page."""
+        self.stop(request)
 
     def queue_text(self) -> str:
         """Tell how many jobs wait."""

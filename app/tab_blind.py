@@ -7,14 +7,14 @@ from typing import Any
 import gradio as gr
 
 from dit_sparse.app.blind import SIDES
+from dit_sparse.app.player import videos_of
 from dit_sparse.app.site import Shown, Site
 from dit_sparse.app.stored import plan_of
-from dit_sparse.app.tab_compare import Compared
 from dit_sparse.search.plans import rule_lines
 
 
-def blind_tab(site: Site, compared: Compared) -> None:
-    """Lay out the tab and wire it; it asks about the comparison that the first tab shows."""
+def blind_tab(site: Site, shown: gr.State) -> None:
+    """Lay out the tab and wire it; it asks about the plan that the first tab shows."""
     key = gr.State("")
     gr.Markdown("Two clips of one prompt and seed. One is dense, the other sparse. Votes are counted in this server.")
     with gr.Row():
@@ -28,30 +28,35 @@ def blind_tab(site: Site, compared: Compared) -> None:
     said = gr.Markdown(elem_id="blind-said")
     everything = [key, left, right, said, *votes]
 
-    def question(shown: Shown, name: str) -> tuple[Any, ...]:
-        if not shown.here:
+    def question(which: Shown) -> tuple[Any, ...]:
+        if not which.here:
             return "", None, None, "These clips have been removed: generate new ones.", *_buttons(False)
-        runs = {run["name"]: run["video"] for run in shown.report["sparse"]}
-        about = "; ".join(rule_lines(plan_of(shown.report, name)))
-        asked = site.blind.ask(shown.folder / shown.report["dense"]["video"], shown.folder / runs[name], about)
+        videos = videos_of(which.report, which.folder)
+        asked = site.blind.ask(videos["dense"], videos[which.name], _about(which))
         return asked.key, str(asked.left), str(asked.right), "Which one is dense?", *_buttons(True)
 
-    def vote(key: str, side: str, shown: Shown, name: str) -> tuple[Any, ...]:
-        about = "; ".join(rule_lines(plan_of(shown.report, name)))
+    def vote(key: str, side: str, which: Shown) -> tuple[Any, ...]:
         try:
             answer = site.blind.vote(key, side)
         except ValueError as error:
             return str(error), *_buttons(False)
         told = "Right" if answer.right else "Wrong"
-        return f"{told}: the {answer.dense_side} one is dense. {site.blind.tally(about).sentence()}", *_buttons(False)
+        return f"{told}: the {answer.dense_side} one is dense. {site.blind.tally(_about(which)).sentence()}", *_buttons(
+            False
+        )
 
-    ask.click(question, [compared.shown, compared.name], everything, queue=False, api_visibility="private")
+    ask.click(question, shown, everything, queue=False, api_visibility="private")
     for side, button in zip(SIDES, votes, strict=True):
         button.click(
-            lambda key, shown, name, side=side: vote(key, side, shown, name), [key, compared.shown, compared.name],
+            lambda key, which, side=side: vote(key, side, which), [key, shown],
             [said, *votes], queue=False, api_visibility="private",
         )  # fmt: skip
 
 
 def _buttons(on: bool) -> list[Any]:
     return [gr.Button(interactive=on) for _ in SIDES]
+
+
+def _about(which: Shown) -> str:
+    """Return what votes count for: what the plan does, whatever its name."""
+    return "; ".join(rule_lines(plan_of(which.report, which.name)))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import gradio as gr
@@ -12,27 +11,21 @@ import gradio as gr
 from dit_sparse.app.events import Failed, Finished, Preview, Stopped
 from dit_sparse.app.figures import figures_view
 from dit_sparse.app.player import player
-from dit_sparse.app.progress import Progress, stopped_html
+from dit_sparse.app.progress import Progress
 from dit_sparse.app.settings import ask_of, chosen_plan, job_controls, plan_controls
 from dit_sparse.app.site import Shown, Site
 
-
-@dataclass(frozen=True)
-class Compared:
-    """Hold what other tabs read: the comparison that the visitor looks at, and the plan's run name."""
-
-    shown: gr.State
-    name: gr.Radio
+TAB = "compare"
 
 
-def compare_tab(site: Site) -> Compared:
-    """Lay out the tab and wire it."""
+def compare_tab(site: Site) -> gr.State:
+    """Lay out the tab and wire it; return the state of what the visitor looks at, a `Shown`."""
     first, names = site.first, site.first.names
-    value, figures, code = first.view(names[0])
+    value, figures, code = first.view()
     shown = gr.State(first)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            job = job_controls(site, "compare")
+            job = job_controls(site, TAB)
             plan, _ = plan_controls(site)
             with gr.Accordion("More", open=False):
                 yardstick = gr.Checkbox(False, label="Also render another seed, as a yardstick", elem_id="yardstick")
@@ -46,13 +39,13 @@ def compare_tab(site: Site) -> Compared:
                 height=200,
             )  # fmt: skip
         with gr.Column(scale=3, min_width=300):
-            name = gr.Radio(names, value=names[0], label="Shown plan", visible=len(names) > 1, elem_id="shown-plan")
+            name = gr.Radio(names, value=first.name, label="Shown plan", visible=len(names) > 1, elem_id="shown-plan")
             clips = player(value)
             told = figures_view(figures)
             with gr.Accordion("Copy the Python for this setting", open=False):
                 python = gr.Code(code, language="python", label="Python", interactive=False, elem_id="code")
 
-    def generate(*values: Any) -> Iterator[dict[Any, Any]]:
+    def generate(request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
         """Run a comparison; yield what changes on the page."""
         *of_job, kind, spec, uploaded, with_seed, with_recall = values
         progress = Progress()
@@ -63,15 +56,15 @@ def compare_tab(site: Site) -> Compared:
             yield {status: progress.html()}
             return
         yield {status: progress.html(), go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
-        for event in site.studio.run(ask, threading.Event()):
+        for event in site.studio.run(ask, site.begin(request, TAB)):
             if isinstance(event, Preview):
                 yield {preview: gr.Image(event.frame, visible=True, label=f"On the way: {event.run}")}
             elif progress.hear(event):
                 changed: dict[Any, Any] = {status: progress.html()}
                 if isinstance(event, Finished):
-                    found = Shown(event.folder, event.report)
-                    clip, figure, text = found.view(found.names[0])
-                    radio = gr.Radio(found.names, value=found.names[0], visible=len(found.names) > 1)
+                    found = Shown.first_of(event.folder, event.report)
+                    clip, figure, text = found.view()
+                    radio = gr.Radio(found.names, value=found.name, visible=len(found.names) > 1)
                     changed |= {shown: found, name: radio, clips: clip, told: figure, python: text}
                 if isinstance(event, (Finished, Failed, Stopped)):
                     changed |= {
@@ -80,10 +73,15 @@ def compare_tab(site: Site) -> Compared:
                     }  # fmt: skip
                 yield changed
 
-    def choose(which: Shown, chosen: str) -> tuple[Any, Any, Any]:
-        return which.view(chosen) if which.here else (None, "<p>These results have been removed.</p>", "")
+    def stop_job(request: gr.Request) -> gr.Button:
+        site.stop(request, TAB)
+        return gr.Button(interactive=False)
 
-    running = go.click(
+    def choose(which: Shown, chosen: str) -> tuple[Any, ...]:
+        other = replace(which, name=chosen)
+        return other, *(other.view() if other.here else (None, "<p>These results have been removed.</p>", ""))
+
+    go.click(
         generate,
         [*job.components(), *plan, yardstick, monitor],
         [status, preview, shown, name, clips, told, python, go, stop],
@@ -91,12 +89,6 @@ def compare_tab(site: Site) -> Compared:
         show_progress="hidden",
         api_visibility="private",
     )
-    stop.click(
-        lambda: (stopped_html(), gr.Button(interactive=True), gr.Button(interactive=False), gr.Image(visible=False)),
-        outputs=[status, go, stop, preview],
-        cancels=[running],
-        queue=False,
-        api_visibility="private",
-    )
-    name.input(choose, [shown, name], [clips, told, python], queue=False, api_visibility="private")
-    return Compared(shown, name)
+    stop.click(stop_job, outputs=stop, queue=False, api_visibility="private")
+    name.input(choose, [shown, name], [shown, clips, told, python], queue=False, api_visibility="private")
+    return shown

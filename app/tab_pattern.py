@@ -17,19 +17,19 @@ from dit_sparse.app.recall import recall_chart
 from dit_sparse.app.seeing import mask_image, mask_text, plan_map
 from dit_sparse.app.site import Shown, Site
 from dit_sparse.app.stored import grid_of, job_of, options_of, plan_of
-from dit_sparse.app.tab_compare import Compared
 
+TAB = "pattern"
 SHEET_PIXELS = 720
 STATIC_TOKENS = 20_000  # above this looking at every pair of tokens takes too long here
 
 
-def pattern_tab(site: Site, compared: Compared) -> None:
-    """Lay out the tab and wire it; it is about the comparison that the first tab shows."""
+def pattern_tab(site: Site, shown: gr.State, tab: gr.Tab) -> None:
+    """Lay out the tab and wire it; it is about the plan that the first tab shows when this one is opened."""
     choice = gr.State(None)
     gr.Markdown("What the plan of the shown comparison does, layer by layer and head by head.")
     at = gr.Slider(0, 99, 50, step=1, label="Share of the schedule, percent", elem_id="map-at")
-    heads_map = gr.HTML(_map(site.first, site.first.names[0], 50), elem_id="plan-map")
-    recall = gr.HTML(recall_chart(site.first.report, site.first.names[0]), elem_id="recall")
+    heads_map = gr.HTML(_map(site.first, 50), elem_id="plan-map")
+    recall = gr.HTML(recall_chart(site.first.report, site.first.name), elem_id="recall")
     with gr.Row():
         layer = gr.Number(1, label="Layer", precision=0, minimum=0, elem_id="layer", min_width=90)
         head = gr.Number(0, label="Head", precision=0, minimum=0, elem_id="head", min_width=90)
@@ -51,14 +51,14 @@ def pattern_tab(site: Site, compared: Compared) -> None:
                 ask = gr.Button("Show token", elem_id="show-token", min_width=80)
             sheet_said = gr.Markdown(elem_id="sheet-said")
 
-    def draw_map(shown: Shown, name: str, percent: float) -> tuple[str, str]:
-        return _map(shown, name, percent), recall_chart(shown.report, name)
+    def draw_map(which: Shown, percent: float) -> tuple[str, str]:
+        return _map(which, percent), recall_chart(which.report, which.name)
 
-    def see(shown: Shown, name: str, *place: float) -> Iterator[dict[Any, Any]]:
+    def see(request: gr.Request, which: Shown, *place: float) -> Iterator[dict[Any, Any]]:
         """Find what the head reads: at once where its pattern tells it, else in a run up to the step."""
         progress = Progress()
         found: Choice | str | None = None
-        for event in _look(site, shown, name, *(int(value or 0) for value in place)):
+        for event in _look(site, site.begin(request, TAB), which, *(int(value or 0) for value in place)):
             if progress.hear(event):
                 yield {status: progress.html()}
             found = event.value if isinstance(event, Done) else found
@@ -95,21 +95,21 @@ def pattern_tab(site: Site, compared: Compared) -> None:
 
     drawn, quiet = [sheet, sheet_said, frame, row, column], {"queue": False, "api_visibility": "private"}
     gr.on(
-        [at.release, compared.name.change, compared.shown.change], draw_map, [compared.shown, compared.name, at],
+        [at.release, tab.select], draw_map, [shown, at],
         [heads_map, recall], **quiet,
     )  # fmt: skip
     look.click(
-        see, [compared.shown, compared.name, layer, head, step], [status, choice, mask, mask_said, *drawn],
+        see, [shown, layer, head, step], [status, choice, mask, mask_said, *drawn],
         concurrency_limit=site.studio.limits.waiting + 2, show_progress="hidden", api_visibility="private",
     )  # fmt: skip
     sheet.select(click, choice, drawn, **quiet)
     ask.click(typed, [choice, frame, row, column], drawn, **quiet)
 
 
-def _map(shown: Shown, name: str, percent: float) -> str:
+def _map(shown: Shown, percent: float) -> str:
     """Draw every transformer's heads."""
     try:
-        plan, grid = plan_of(shown.report, name), grid_of(shown.report)
+        plan, grid = plan_of(shown.report, shown.name), grid_of(shown.report)
         return "".join(
             plan_map(plan, grid, layers, heads, percent / 100, component)
             for component, (layers, heads) in shown.transformers().items()
@@ -118,10 +118,10 @@ def _map(shown: Shown, name: str, percent: float) -> str:
         return f"<p>{error}</p>"
 
 
-def _look(site: Site, shown: Shown, name: str, layer: int, head: int, step: int) -> Iterator[Any]:
+def _look(site: Site, stop: threading.Event, shown: Shown, layer: int, head: int, step: int) -> Iterator[Any]:
     """Yield the events of finding a head's choice; the last one is Done or Failed."""
     try:
-        plan, grid, job = plan_of(shown.report, name), grid_of(shown.report), job_of(shown.report)
+        plan, grid, job = plan_of(shown.report, shown.name), grid_of(shown.report), job_of(shown.report)
         component, (layers, heads) = next(iter(shown.transformers().items()))
         steps = job.steps or 1
         if not 0 <= step < steps:
@@ -143,5 +143,5 @@ def _look(site: Site, shown: Shown, name: str, layer: int, head: int, step: int)
             pipe, job, plan, step, layer, head, options=options,
             on_step=lambda done, total: tell.progress("a run up to the step", done, step + 1),
         ),
-        threading.Event(),
+        stop,
     )  # fmt: skip

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import html
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
 
 from dit_sparse.app.events import LAST, Finished
-from dit_sparse.app.progress import Progress, stopped_html
+from dit_sparse.app.progress import Progress
 from dit_sparse.app.settings import ask_of, job_controls
 from dit_sparse.app.site import Shown, Site
 from dit_sparse.app.sweep import ACROSS, HEADINGS, headline, pareto, sweep_rows, write_sweep
 from dit_sparse.spec import PRESETS
 
+TAB = "sweep"
 REPORT = "sweep.html"
 SUGGESTED = "topblocks:keep=0.25\nradial:kind=block"
 
@@ -26,7 +26,7 @@ def sweep_tab(site: Site) -> None:
     most = site.studio.limits.plans
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            job = job_controls(site, "sweep")
+            job = job_controls(site, TAB)
             presets = gr.CheckboxGroup(list(PRESETS), value=["balanced"], label="Presets", elem_id="sweep-presets")
             specs = gr.Textbox(
                 SUGGESTED, label="Patterns, one a line", lines=3, elem_id="sweep-specs",
@@ -44,17 +44,17 @@ def sweep_tab(site: Site) -> None:
             rows = gr.HTML(_table(site.first, "whole"), elem_id="sweep-table")
             report = gr.DownloadButton("Download the report", visible=False, elem_id="sweep-report")
 
-    def sweep(*values: Any) -> Iterator[dict[Any, Any]]:
+    def sweep(request: gr.Request, *values: Any) -> Iterator[dict[Any, Any]]:
         *of_job, chosen, text, across = values
         plans = [*chosen, *filter(None, (line.strip() for line in text.splitlines()))]
         progress = Progress()
         yield {status: progress.html(), go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
-        for event in site.studio.sweep(ask_of(tuple(of_job), "balanced"), plans, threading.Event()):
+        for event in site.studio.sweep(ask_of(tuple(of_job), "balanced"), plans, site.begin(request, TAB)):
             if not progress.hear(event):
                 continue
             changed: dict[Any, Any] = {status: progress.html()}
             if isinstance(event, Finished):
-                found = Shown(event.folder, event.report)
+                found = Shown.first_of(event.folder, event.report)
                 write_sweep(found.report, found.folder, found.folder / REPORT)
                 changed |= {
                     shown: found, plot: pareto(found.report, across), rows: _table(found, across),
@@ -64,14 +64,15 @@ def sweep_tab(site: Site) -> None:
                 changed |= {go: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
             yield changed
 
-    running = go.click(
+    def stop_job(request: gr.Request) -> gr.Button:
+        site.stop(request, TAB)
+        return gr.Button(interactive=False)
+
+    go.click(
         sweep, [*job.components(), presets, specs, by], [status, shown, plot, rows, report, go, stop],
         concurrency_limit=site.studio.limits.waiting + 2, show_progress="hidden", api_visibility="private",
     )  # fmt: skip
-    stop.click(
-        lambda: (stopped_html(), gr.Button(interactive=True), gr.Button(interactive=False)),
-        outputs=[status, go, stop], cancels=[running], queue=False, api_visibility="private",
-    )  # fmt: skip
+    stop.click(stop_job, outputs=stop, queue=False, api_visibility="private")
     by.input(
         lambda which, across: (pareto(which.report, across), _table(which, across)), [shown, by], [plot, rows],
         queue=False, api_visibility="private",
