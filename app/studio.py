@@ -130,7 +130,7 @@ class Studio:
         known: dict[str, Plan] = {}
         for plan in plans:
             if isinstance(plan, Plan):
-                words = slug(plan.name) or "plan"
+                words = slug(plan.name.replace("/", "-")) or "plan"
                 while f"{words}.json" in known:
                     words += "-again"
                 known[f"{words}.json"] = plan

@@ -139,7 +139,7 @@ def test_plans_are_taken_from_files_and_bad_files_refused(visit: Callable[..., V
     wait_for_text(page, "#plan-said", "my own <b>plan</b>")
     page.click("#generate")
     wait_for_text(page, "#status", "done")
-    wait_for_text(page, "#player", "my-own")
+    wait_for_text(page, "#player", "my-own-b-plan-b")
 
 
 def test_a_pattern_has_its_own_controls(visit: Callable[..., Visitor]) -> None:
