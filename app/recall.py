@@ -24,8 +24,8 @@ from dit_sparse.app.axes import (
 from dit_sparse.app.stored import Report, Run, run_of
 
 NOT_MEASURED = (
-    "Recall and output error were not measured in this comparison. Ask for monitoring: tick it here, or give --monitor "
-    "to dit-sparse compare. It runs each plan once more."
+    "Recall and output error were not measured in this comparison. Ask for it under More before "
+    "generating, or give --monitor to dit-sparse compare. It runs each plan once more."
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from dit_sparse.patterns import PATTERNS
 from dit_sparse.plan import Plan
 from dit_sparse.spec import PRESETS
 
+logger = logging.getLogger("dit_sparse")
 PATTERN, UPLOADED = "a pattern", "my plan file"
 FIRST_PATTERN = "topblocks"
 BY_HAND = ("dense", "skip", "cached")  # patterns without controls: typed as text
@@ -88,8 +90,11 @@ def plan_controls(site: Site) -> tuple[list[Any], gr.State]:
             return None, ""
         try:
             plan = site.studio.read_plan(path, site.uploads)
-        except (ValueError, RuntimeError) as error:
+        except ValueError as error:
             return None, f"Not taken: {plain(str(error))}"
+        except (RuntimeError, OSError):
+            logger.exception("the model of the page cannot be read")
+            return None, "Not taken: the model of this page cannot be read; its owner finds the reason in the log."
         finally:
             Path(path).unlink(missing_ok=True)  # it has been read, or refused
         return plan, f"Read: {plain(plan.name)}, {len(plan.rules)} rules."

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
+import imageio.v3 as iio
+import numpy as np
+from numpy.typing import NDArray
 
 from dit_sparse.app.capture import captured_choice
 from dit_sparse.app.choice import Choice, Token, served, static_choice
@@ -25,7 +28,7 @@ STATIC_TOKENS = 20_000  # above this looking at every pair of tokens takes too l
 
 def pattern_tab(site: Site, shown: gr.State, tab: gr.Tab) -> None:
     """Lay out the tab and wire it; it is about the plan that the first tab shows when this one is opened."""
-    choice = gr.State(None)
+    choice, dense = gr.State(None), gr.State(None)  # what a head reads; the dense clip, uint8 [T, h, w, 3]
     gr.Markdown("What the plan of the shown comparison does, layer by layer and head by head.")
     at = gr.Slider(0, 99, 50, step=1, label="Share of the schedule, percent", elem_id="map-at")
     heads_map = gr.HTML(_map(site.first, 50), elem_id="plan-map")
@@ -38,12 +41,18 @@ def pattern_tab(site: Site, shown: gr.State, tab: gr.Tab) -> None:
     status = gr.HTML("", elem_id="look-status")
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
-            mask = gr.Image(label="Blocks of this head", format="png", interactive=False, buttons=[], elem_id="mask")
+            gr.Markdown("### Blocks of this head")
+            mask = gr.Image(
+                label="Blocks of this head", show_label=False, format="png", interactive=False, buttons=[],
+                elem_id="mask", alt_text="blocks of this head",
+            )  # fmt: skip
             mask_said = gr.Markdown(elem_id="mask-said")
         with gr.Column(scale=3, min_width=300):
+            gr.Markdown("### What a token reads: click one")
             sheet = gr.Image(
-                label="Neighbourhood: click a token", format="png", interactive=False, buttons=[], elem_id="sheet"
-            )
+                label="What a token reads", show_label=False, format="png", interactive=False, buttons=[],
+                elem_id="sheet", alt_text="tokens that the chosen one reads, frame by frame",
+            )  # fmt: skip
             with gr.Row():
                 frame = gr.Number(0, label="Frame", precision=0, elem_id="frame", min_width=80)
                 row = gr.Number(0, label="Row", precision=0, elem_id="row", min_width=80)
@@ -66,30 +75,34 @@ def pattern_tab(site: Site, shown: gr.State, tab: gr.Tab) -> None:
             progress.hear(Failed(f"this head runs dense there: {found}"))
             yield {status: progress.html()}
         elif found is not None:
-            frames, height, width = found.grid.shape
-            middle = (frames // 2, height // 2, width // 2)
-            yield {choice: found, mask: mask_image(found), mask_said: mask_text(found), **_token(found, middle)}
+            count, height, width = found.grid.shape
+            middle = (count // 2, height // 2, width // 2)
+            clip = iio.imread(which.folder / which.report["dense"]["video"]) if which.here else None
+            yield {
+                choice: found, dense: clip, mask: mask_image(found), mask_said: mask_text(found),
+                **_token(found, clip, middle),
+            }  # fmt: skip
 
-    def _token(found: Choice, token: Token) -> dict[Any, Any]:
-        image = neighbourhood_image(found, token, SHEET_PIXELS)
+    def _token(found: Choice, clip: NDArray[np.uint8] | None, token: Token) -> dict[Any, Any]:
+        image = neighbourhood_image(found, token, SHEET_PIXELS, clip)
         return {
             sheet: image, sheet_said: neighbourhood_text(found, token),
             frame: token[0], row: token[1], column: token[2],
         }  # fmt: skip
 
-    def click(found: Choice | None, event: gr.SelectData) -> dict[Any, Any]:
+    def click(found: Choice | None, clip: NDArray[np.uint8] | None, event: gr.SelectData) -> dict[Any, Any]:
         if found is None:
             return {}
         x, y = event.index
         token = token_at(int(x), int(y), found.grid, SHEET_PIXELS)
-        return {} if token is None else _token(found, token)
+        return {} if token is None else _token(found, clip, token)
 
-    def typed(found: Choice | None, *place: float | None) -> dict[Any, Any]:
+    def typed(found: Choice | None, clip: NDArray[np.uint8] | None, *place: float | None) -> dict[Any, Any]:
         if found is None:
             return {sheet_said: "Look at a head first."}
         at_frame, at_row, at_column = (int(value or 0) for value in place)
         try:
-            return _token(found, (at_frame, at_row, at_column))
+            return _token(found, clip, (at_frame, at_row, at_column))
         except ValueError as error:
             return {sheet_said: str(error)}
 
@@ -99,11 +112,11 @@ def pattern_tab(site: Site, shown: gr.State, tab: gr.Tab) -> None:
         [heads_map, recall], **quiet,
     )  # fmt: skip
     look.click(
-        see, [shown, layer, head, step], [status, choice, mask, mask_said, *drawn],
+        see, [shown, layer, head, step], [status, choice, dense, mask, mask_said, *drawn],
         concurrency_limit=site.studio.limits.waiting + 2, show_progress="hidden", api_visibility="private",
     )  # fmt: skip
-    sheet.select(click, choice, drawn, **quiet)
-    ask.click(typed, [choice, frame, row, column], drawn, **quiet)
+    sheet.select(click, [choice, dense], drawn, **quiet)
+    ask.click(typed, [choice, dense, frame, row, column], drawn, **quiet)
 
 
 def _map(shown: Shown, percent: float) -> str:

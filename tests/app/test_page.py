@@ -165,7 +165,7 @@ def test_a_pattern_has_its_own_controls(visit: Callable[..., Visitor]) -> None:
 
 def test_two_visitors_wait_for_each_other(visit: Callable[..., Visitor]) -> None:
     first, second = visit().page, visit().page
-    generate(first, {**LONG, "steps": 4})
+    generate(first, {**LONG, "frames": 17, "steps": 4})
     wait_for_text(first, "#status", "step 1 of 4")
     generate(second, SMALL)
     wait_for_text(second, "#status", "waiting: 1 job before this one")
