@@ -11,7 +11,8 @@ from typing import Any
 
 from dit_sparse.app.demo import Server, launch
 
-SMALL = {"steps": 3, "frames": 9, "height": 32, "width": 32}  # 5 x 8 x 8 tokens
+SMALL = {"steps": 3, "frames": 9, "height": 32, "width": 32}  # 5 x 8 x 8 tokens, so few that all calls run dense
+SPARSE = {"steps": 4, "frames": 33, "height": 48, "width": 48}  # 17 x 12 x 12
 LONG = {"steps": 24, "frames": 33, "height": 64, "width": 64}
 MINUTE = 60_000
 

@@ -9,7 +9,7 @@ import pytest
 
 from dit_sparse.app.demo import Server
 from tests.app.browser import Visitor
-from tests.app.serving import SMALL, fill, served, tab, wait_for_text
+from tests.app.serving import SMALL, SPARSE, fill, served, tab, wait_for_text
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +65,23 @@ def test_a_choice_by_content_is_recorded_in_a_run(visit: Callable[[], Visitor]) 
     page = seen.page
     page.get_by_text("More", exact=True).click()
     page.get_by_label("Also measure recall of each step").check()
-    fill(page, "compare", SMALL)
+    page.get_by_label("Also render another seed").check()
+    fill(page, "compare", SPARSE)
     page.click("#generate")
     wait_for_text(page, "#status", "done")
+    wait_for_text(page, "#figures", "another seed would")
+    assert "ran sparse" in page.inner_text("#figures")
     tab(page, "See the pattern")
+    page.wait_for_selector("#recall svg")
     page.locator("#step input").fill("2")
     page.click("#look")
-    # so few tokens run dense, and the page says why
-    wait_for_text(page, "#look-status [role=alert]", "runs dense")
+    wait_for_text(page, "#mask-said", "topblocks:keep=0.2")
+    page.wait_for_selector("#sheet img")
+    wait_for_text(page, "#sheet-said", "told by blocks of up to 128 tokens")
+    seen.shot("pattern-by-content")
+    page.locator("#step input").fill("0")  # the first eighth of the schedule is dense
+    page.click("#look")
+    wait_for_text(page, "#mask-said", "dense on the grid")
     page.locator("#step input").fill("7")
     page.click("#look")
     wait_for_text(page, "#look-status [role=alert]", "step 7 does not exist")
