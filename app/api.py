@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import quote
 
 import gradio as gr
 
 from dit_sparse.app.events import Failed, Finished
 from dit_sparse.app.limits import Ask
+from dit_sparse.app.player import file_address
 from dit_sparse.app.site import Site
 
 
@@ -30,14 +30,11 @@ def comparison(site: Site) -> Callable[..., dict[str, Any]]:
         ask = Ask(prompt, plan, seed, steps, frames, height, width)
         for event in site.studio.run(ask, threading.Event()):
             if isinstance(event, Failed):
-                number = "" if event.log_id is None else f" (number {event.log_id} in the server's log)"
-                raise gr.Error(event.message + number, print_exception=False)
+                raise gr.Error(event.message, print_exception=False)
             if isinstance(event, Finished):
                 report = event.report
                 names = {"dense": report["dense"]["video"]} | {run["name"]: run["video"] for run in report["sparse"]}
-                videos = {
-                    name: f"/gradio_api/file={quote((event.folder / file).as_posix())}" for name, file in names.items()
-                }
+                videos = {name: file_address(event.folder / file) for name, file in names.items()}
                 return {"report": report, "videos": videos}
         raise gr.Error("the job was stopped", print_exception=False)
 

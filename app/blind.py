@@ -31,10 +31,11 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """Tell whether a vote was right, and on which side the dense clip was."""
+    """Tell whether a vote was right, on which side the dense clip was, and all votes on the same plan."""
 
     right: bool
     dense_side: str
+    tally: Tally
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,13 @@ class BlindTest:
         left, right = hidden if dense_side == "left" else reversed(hidden)
         return Question(key, left, right)
 
+    def forget(self, key: str) -> None:
+        """Remove the clips of a question that nobody looks at any more."""
+        with self._lock:
+            found = self._questions.pop(key, None)
+        if found is not None:
+            _remove(found.files)
+
     def vote(self, key: str, side: str) -> Answer:
         """Count a visitor's answer, once for each question, and tell the right one.
 
@@ -127,7 +135,8 @@ class BlindTest:
             self._questions[key] = _Open(found.about, found.dense_side, found.files, answered=True)
             right, before = side == found.dense_side, self._tallies.get(found.about, Tally())
             self._tallies[found.about] = Tally(before.votes + 1, before.right + right)
-        return Answer(right, found.dense_side)
+            tally = self._tallies[found.about]
+        return Answer(right, found.dense_side, tally)
 
     def tally(self, about: str) -> Tally:
         """Return the votes on one plan."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,8 @@ from dit_sparse.app.studio import Studio
 
 HERE = Path(__file__).parent
 STORED = HERE.parent / "assets" / "demo"
-UPLOADS = "uploads"
+UPLOADS = "dit-sparse-uploads-"
+SESSIONS = 200  # visitors whose state is kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +34,7 @@ class Server:
     def close(self) -> None:
         self.page.close()
         self.site.close()
+        shutil.rmtree(self.site.uploads, ignore_errors=True)
 
 
 def launch(
@@ -56,7 +60,10 @@ def launch(
     first = Shown.read(STORED if results is None else results)
     kept = Results()
     studio = Studio(model, device, dtype, limits, results=kept)
-    site = Site(studio, first, BlindTest(kept.folder / "blind"), Path(tempfile.gettempdir()) / "gradio")
+    # Gradio keeps uploads and copies here; its usual folder is shared with every other Gradio app of this machine.
+    uploads = Path(tempfile.mkdtemp(prefix=UPLOADS))
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads)
+    site = Site(studio, first, BlindTest(kept.folder / "blind"), uploads)
     page = build(site)
     try:
         _, address, _ = page.queue(max_size=4 * (studio.limits.waiting + 1)).launch(
@@ -67,6 +74,7 @@ def launch(
             run_history=False,
             quiet=True,
             show_error=False,
+            state_session_capacity=SESSIONS,
             max_file_size=studio.limits.upload_bytes,
             allowed_paths=site.allowed_paths,
             theme=gr.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
@@ -75,6 +83,7 @@ def launch(
         )
     except BaseException:
         site.close()
+        shutil.rmtree(uploads, ignore_errors=True)
         raise
     server = Server(site, page, address)
     if block:

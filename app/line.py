@@ -6,6 +6,7 @@ import logging
 import queue
 import secrets
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -44,9 +45,15 @@ class Line:
     """Let jobs run one after the other."""
 
     def __init__(self, most_waiting: int) -> None:
-        self.most_waiting, self.waiting = most_waiting, 0
-        self._turn, self._counting, self._closed = threading.Lock(), threading.Lock(), threading.Event()
+        self.most_waiting = most_waiting
+        self._free, self._closed = threading.Condition(), threading.Event()
+        self._tickets: deque[object] = deque()  # of jobs that wait, the next one first
+        self._busy = False
         self._worker: threading.Thread | None = None
+
+    @property
+    def waiting(self) -> int:
+        return len(self._tickets)
 
     def run(self, task: Task, stop: threading.Event) -> Iterator[Event]:
         """Run a task when it is its turn; yield its events, the last of which is one of LAST.
@@ -81,32 +88,42 @@ class Line:
             self._worker.join()
 
     def _wait_for_turn(self, stop: threading.Event) -> Generator[Event, None, Event | None]:
-        """Take the turn; return None, or the event that ends a job that never began."""
-        with self._counting:
-            full = self._turn.locked() and self.waiting >= self.most_waiting
-            self.waiting += not full
-            ahead = self.waiting
-        if full:
-            return Failed(f"{self.most_waiting} jobs wait already; come back in some minutes")
+        """Take the turn, first come, first served; return None, or the event that ends a job that never began."""
+        ticket = object()
+        with self._free:
+            if self._busy and self.waiting >= self.most_waiting:
+                return Failed(f"{self.most_waiting} jobs wait already; come back in some minutes")
+            self._tickets.append(ticket)
         try:
-            while not self._turn.acquire(timeout=BEAT_SECONDS):
-                if stop.is_set():
-                    return Stopped()
-                with self._counting:
-                    ahead = min(ahead, self.waiting)
+            while True:
+                with self._free:
+                    if stop.is_set():
+                        return Stopped()
+                    if not self._busy and self._tickets[0] is ticket:
+                        self._busy = True
+                        return None
+                    ahead = self._tickets.index(ticket) + self._busy
                 yield Waiting(ahead)
+                with self._free:
+                    if self._busy or self._tickets[0] is not ticket:
+                        self._free.wait(BEAT_SECONDS)
         finally:
-            with self._counting:
-                self.waiting -= 1
-        return None
+            with self._free:
+                self._tickets.remove(ticket)
+
+    def _give_turn_on(self) -> None:
+        with self._free:
+            self._busy = False
+            self._free.notify_all()
 
     def _start(self, task: Task, tell: Tell, events: queue.SimpleQueue[Event]) -> None:
-        self._worker = threading.Thread(target=self._work, args=(task, tell, events), daemon=True)
+        worker = threading.Thread(target=self._work, args=(task, tell, events), daemon=True)
         try:
-            self._worker.start()
+            worker.start()
         except RuntimeError:  # no more threads
-            self._turn.release()
+            self._give_turn_on()
             raise
+        self._worker = worker
 
     def _work(self, task: Task, tell: Tell, events: queue.SimpleQueue[Event]) -> None:
         """Run a task and give the turn on, whatever happens."""
@@ -120,13 +137,13 @@ class Line:
         except ValueError as error:
             last = Failed(str(error))
         except Exception as error:
-            last = _failure(error)
+            last = failure(error)
         finally:
-            self._turn.release()
+            self._give_turn_on()
             events.put(last)
 
 
-def _failure(error: Exception) -> Failed:
+def failure(error: Exception) -> Failed:
     """Log an error under an id and return what a visitor may know of it."""
     log_id = secrets.token_hex(4)
     logger.error("job %s failed", log_id, exc_info=error)

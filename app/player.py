@@ -37,8 +37,8 @@ def player_value(report: Mapping[str, Any], folder: Path, name: str) -> dict[str
     if request["frames"] is None:
         raise ValueError(f"report.json in {folder} has no request/frames; make it again: {report['command']}")
     return {
-        "dense": _address(videos["dense"]),
-        "sparse": _address(videos[name]),
+        "dense": file_address(videos["dense"]),
+        "sparse": file_address(videos[name]),
         "label": f"sparse: {name}",
         "frames": request["frames"],
         # search.video.enlarge repeated the pixels of such clips; the browser should not blur what it enlarges further
@@ -60,5 +60,6 @@ def videos_of(report: Mapping[str, Any], folder: Path) -> dict[str, Path]:
     return found
 
 
-def _address(path: Path) -> str:
+def file_address(path: Path) -> str:
+    """Return where the server sends a file from that is among its `allowed_paths`."""
     return f"/gradio_api/file={quote(path.as_posix())}"

@@ -27,8 +27,6 @@ class Progress:
             self.runs[event.run] = event
         elif isinstance(event, Failed):
             self.line, self.state = event.message, WRONG
-            if event.log_id is not None:
-                self.line += f" (number {event.log_id} in the server's log)"
         elif isinstance(event, (Stopped, Finished, Done)):
             self.line, self.state = "stopped" if isinstance(event, Stopped) else "done", ENDED
         else:

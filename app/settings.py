@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from dit_sparse.app.limits import Ask
-from dit_sparse.app.site import Site
+from dit_sparse.app.site import STATE_SECONDS, Site
 from dit_sparse.patterns import PATTERNS
 from dit_sparse.plan import Plan
 from dit_sparse.spec import PRESETS
@@ -61,7 +61,7 @@ def job_controls(site: Site, where: str) -> Job:
 def plan_controls(site: Site) -> tuple[list[Any], gr.State]:
     """Lay out the choice of a plan; return the components that `ask_of` reads, the uploaded plan's state last."""
     kind = gr.Radio([*PRESETS, PATTERN, UPLOADED], value="balanced", label="Plan", elem_id="plan-kind")
-    uploaded = gr.State(None)
+    uploaded = gr.State(None, time_to_live=STATE_SECONDS)
     with gr.Group(visible=False) as of_pattern:
         name = gr.Dropdown(list(PATTERNS), value=FIRST_PATTERN, label="Pattern", elem_id="pattern-name")
         spec = gr.Textbox(f"{FIRST_PATTERN}:keep=0.25", label="As text", elem_id="pattern-text",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from dit_sparse.app.stored import Report
 from dit_sparse.app.studio import Studio
 from dit_sparse.search.report import load_report
 
+STATE_SECONDS = 3600  # that the server remembers what a visitor looks at
 SHAPE = re.compile(r"(\w+): \w+, (\d+) layers x (\d+) heads")
 
 
@@ -56,12 +59,22 @@ class Shown:
     @property
     def here(self) -> bool:
         """Say whether its clips are still there: results are removed after some time."""
-        return (self.folder / self.report["dense"]["video"]).is_file()
+        try:
+            return bool(videos_of(self.report, self.folder))
+        except FileNotFoundError:
+            return False
 
     def transformers(self) -> dict[str, tuple[int, int]]:
-        """Return layers and heads of each transformer by its component name."""
+        """Return layers and heads of each transformer by its component name.
+
+        Raises:
+            ValueError: the report does not tell them.
+        """
         found = (SHAPE.match(text) for text in self.report["model"]["transformers"])
-        return {match[1]: (int(match[2]), int(match[3])) for match in found if match is not None}
+        shapes = {match[1]: (int(match[2]), int(match[3])) for match in found if match is not None}
+        if not shapes:
+            raise ValueError("the layers and heads of this comparison's model are not known")
+        return shapes
 
     def view(self) -> tuple[dict[str, Any], str, str]:
         """Return what the player, the figures and the code box show."""
@@ -77,7 +90,8 @@ class Site:
     first: Shown
     blind: BlindTest
     uploads: Path
-    _stops: dict[str, threading.Event] = field(default_factory=dict)  # of the last job of a visitor in a tab
+    _stops: dict[str, threading.Event] = field(default_factory=dict)  # of a visitor's job in a tab
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def allowed_paths(self) -> list[str]:
@@ -85,17 +99,27 @@ class Site:
         stored = videos_of(self.first.report, self.first.folder).values()
         return [*map(str, stored), str(self.studio.results.folder)]
 
-    def begin(self, request: gr.Request, tab: str) -> threading.Event:
-        """Return what ends the job that a visitor now begins in a tab; an earlier one of the same tab ends."""
+    @contextmanager
+    def job(self, request: gr.Request, tab: str) -> Iterator[threading.Event]:
+        """Give what ends the job that a visitor now runs in a tab; an earlier one of the same tab ends."""
         self.stop(request, tab)
-        stop = self._stops[f"{request.session_hash}/{tab}"] = threading.Event()
-        return stop
+        key, stop = f"{request.session_hash}/{tab}", threading.Event()
+        with self._lock:
+            self._stops[key] = stop
+        try:
+            yield stop
+        finally:
+            with self._lock:
+                if self._stops.get(key) is stop:
+                    del self._stops[key]
 
     def stop(self, request: gr.Request, *tabs: str) -> None:
         """End a visitor's jobs of some tabs, or of all where none is named, after the step that runs."""
-        begins = [f"{request.session_hash}/{tab}" for tab in tabs] or [f"{request.session_hash}/"]
-        for key in [key for key in list(self._stops) if key.startswith(tuple(begins))]:
-            self._stops.pop(key).set()
+        begins = tuple(f"{request.session_hash}/{tab}" for tab in tabs) or (f"{request.session_hash}/",)
+        with self._lock:
+            found = [stop for key, stop in self._stops.items() if key.startswith(begins)]
+        for stop in found:
+            stop.set()
 
     def leave(self, request: gr.Request) -> None:
         """End all jobs of a visitor who closed the page."""

@@ -8,12 +8,13 @@ from typing import Any
 
 import gradio as gr
 
-from dit_sparse.app.events import Failed, Finished, Preview, Stopped
+from dit_sparse.app.events import LAST, Event, Failed, Finished, Preview
 from dit_sparse.app.figures import figures_view
+from dit_sparse.app.line import failure
 from dit_sparse.app.player import player
 from dit_sparse.app.progress import Progress
 from dit_sparse.app.settings import ask_of, chosen_plan, job_controls, plan_controls
-from dit_sparse.app.site import Shown, Site
+from dit_sparse.app.site import STATE_SECONDS, Shown, Site
 
 TAB = "compare"
 
@@ -22,7 +23,7 @@ def compare_tab(site: Site) -> gr.State:
     """Lay out the tab and wire it; return the state of what the visitor looks at, a `Shown`."""
     first, names = site.first, site.first.names
     value, figures, code = first.view()
-    shown = gr.State(first)
+    shown = gr.State(first, time_to_live=STATE_SECONDS)
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             job = job_controls(site, TAB)
@@ -56,22 +57,28 @@ def compare_tab(site: Site) -> gr.State:
             yield {status: progress.html()}
             return
         yield {status: progress.html(), go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
-        for event in site.studio.run(ask, site.begin(request, TAB)):
-            if isinstance(event, Preview):
-                yield {preview: gr.Image(event.frame, visible=True, label=f"On the way: {event.run}")}
-            elif progress.hear(event):
-                changed: dict[Any, Any] = {status: progress.html()}
-                if isinstance(event, Finished):
-                    found = Shown.first_of(event.folder, event.report)
-                    clip, figure, text = found.view()
-                    radio = gr.Radio(found.names, value=found.name, visible=len(found.names) > 1)
-                    changed |= {shown: found, name: radio, clips: clip, told: figure, python: text}
-                if isinstance(event, (Finished, Failed, Stopped)):
-                    changed |= {
-                        go: gr.Button(interactive=True), stop: gr.Button(interactive=False),
-                        preview: gr.Image(visible=False),
-                    }  # fmt: skip
-                yield changed
+        with site.job(request, TAB) as ending:
+            for event in site.studio.run(ask, ending):
+                if isinstance(event, Preview):
+                    yield {preview: gr.Image(event.frame, visible=True, label=f"On the way: {event.run}")}
+                elif progress.hear(event):
+                    yield {status: progress.html(), **(ended(event, progress) if isinstance(event, LAST) else {})}
+
+    def ended(event: Event, progress: Progress) -> dict[Any, Any]:
+        """Return what changes when a job has ended."""
+        changed: dict[Any, Any] = {
+            go: gr.Button(interactive=True), stop: gr.Button(interactive=False), preview: gr.Image(visible=False),
+        }  # fmt: skip
+        if not isinstance(event, Finished):
+            return changed
+        try:
+            found = Shown.first_of(event.folder, event.report)
+            clip, figure, text = found.view()
+        except Exception as error:  # a full disk, results that were removed meanwhile
+            progress.hear(failure(error))
+            return {**changed, status: progress.html()}
+        radio = gr.Radio(found.names, value=found.name, visible=len(found.names) > 1)
+        return {**changed, shown: found, name: radio, clips: clip, told: figure, python: text}
 
     def stop_job(request: gr.Request) -> gr.Button:
         site.stop(request, TAB)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import html
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,21 +17,24 @@ from numpy.typing import NDArray
 from dit_sparse.app.capture import captured_choice
 from dit_sparse.app.choice import Choice, Token, served, static_choice
 from dit_sparse.app.events import Done, Failed
+from dit_sparse.app.line import Tell
 from dit_sparse.app.neighbourhood import neighbourhood_image, neighbourhood_text, token_at
 from dit_sparse.app.progress import Progress
 from dit_sparse.app.recall import recall_chart
 from dit_sparse.app.seeing import mask_image, mask_text, plan_map
-from dit_sparse.app.site import Shown, Site
+from dit_sparse.app.site import STATE_SECONDS, Shown, Site
 from dit_sparse.app.stored import grid_of, job_of, options_of, plan_of
 
 TAB = "pattern"
+CLIPS_KEPT, CLIP_PIXELS = 8, 128  # behind the tokens; their longer side
 SHEET_PIXELS = 720
+UP_TO = "a run up to the step"
 STATIC_TOKENS = 20_000  # above this looking at every pair of tokens takes too long here
 
 
 def pattern_tab(site: Site, shown: gr.State, tab: gr.Tab) -> None:
     """Lay out the tab and wire it; it is about the plan that the first tab shows when this one is opened."""
-    choice, dense = gr.State(None), gr.State(None)  # what a head reads; the dense clip, uint8 [T, h, w, 3]
+    choice = gr.State(None, time_to_live=STATE_SECONDS)  # what a head reads
     gr.Markdown("What the plan of the shown comparison does, layer by layer and head by head.")
     at = gr.Slider(0, 99, 50, step=1, label="Share of the schedule, percent", elem_id="map-at")
     heads_map = gr.HTML(_map(site.first, 50), elem_id="plan-map")
@@ -38,6 +44,7 @@ def pattern_tab(site: Site, shown: gr.State, tab: gr.Tab) -> None:
         head = gr.Number(0, label="Head", precision=0, minimum=0, elem_id="head", min_width=90)
         step = gr.Number(4, label="Step, from 0", precision=0, minimum=0, elem_id="step", min_width=90)
         look = gr.Button("Look", variant="primary", elem_id="look", min_width=90)
+        end = gr.Button("Stop", elem_id="look-stop", min_width=90)
     status = gr.HTML("", elem_id="look-status")
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -66,43 +73,47 @@ def pattern_tab(site: Site, shown: gr.State, tab: gr.Tab) -> None:
     def see(request: gr.Request, which: Shown, *place: float) -> Iterator[dict[Any, Any]]:
         """Find what the head reads: at once where its pattern tells it, else in a run up to the step."""
         progress = Progress()
+        yield {status: progress.html()}
         found: Choice | str | None = None
-        for event in _look(site, site.begin(request, TAB), which, *(int(value or 0) for value in place)):
-            if progress.hear(event):
-                yield {status: progress.html()}
-            found = event.value if isinstance(event, Done) else found
+        with site.job(request, TAB) as ending:
+            for event in _look(site, ending, which, *(int(value or 0) for value in place)):
+                if progress.hear(event):
+                    yield {status: progress.html()}
+                found = event.value if isinstance(event, Done) else found
         if isinstance(found, str):
             progress.hear(Failed(f"this head runs dense there: {found}"))
             yield {status: progress.html()}
         elif found is not None:
-            count, height, width = found.grid.shape
-            middle = (count // 2, height // 2, width // 2)
-            clip = iio.imread(which.folder / which.report["dense"]["video"]) if which.here else None
+            frames, height, width = found.grid.shape
+            middle = (frames // 2, height // 2, width // 2)
             yield {
-                choice: found, dense: clip, mask: mask_image(found), mask_said: mask_text(found),
-                **_token(found, clip, middle),
+                choice: found, mask: mask_image(found), mask_said: mask_text(found), **_token(found, which, middle),
             }  # fmt: skip
 
-    def _token(found: Choice, clip: NDArray[np.uint8] | None, token: Token) -> dict[Any, Any]:
+    def stop_look(request: gr.Request) -> None:
+        site.stop(request, TAB)
+
+    def _token(found: Choice, which: Shown, token: Token) -> dict[Any, Any]:
+        clip = _frames(which.folder / which.report["dense"]["video"], found.grid.frames) if which.here else None
         image = neighbourhood_image(found, token, SHEET_PIXELS, clip)
         return {
             sheet: image, sheet_said: neighbourhood_text(found, token),
             frame: token[0], row: token[1], column: token[2],
         }  # fmt: skip
 
-    def click(found: Choice | None, clip: NDArray[np.uint8] | None, event: gr.SelectData) -> dict[Any, Any]:
+    def click(found: Choice | None, which: Shown, event: gr.SelectData) -> dict[Any, Any]:
         if found is None:
             return {}
         x, y = event.index
         token = token_at(int(x), int(y), found.grid, SHEET_PIXELS)
-        return {} if token is None else _token(found, clip, token)
+        return {} if token is None else _token(found, which, token)
 
-    def typed(found: Choice | None, clip: NDArray[np.uint8] | None, *place: float | None) -> dict[Any, Any]:
+    def typed(found: Choice | None, which: Shown, *place: float | None) -> dict[Any, Any]:
         if found is None:
             return {sheet_said: "Look at a head first."}
         at_frame, at_row, at_column = (int(value or 0) for value in place)
         try:
-            return _token(found, clip, (at_frame, at_row, at_column))
+            return _token(found, which, (at_frame, at_row, at_column))
         except ValueError as error:
             return {sheet_said: str(error)}
 
@@ -112,11 +123,21 @@ def pattern_tab(site: Site, shown: gr.State, tab: gr.Tab) -> None:
         [heads_map, recall], **quiet,
     )  # fmt: skip
     look.click(
-        see, [shown, layer, head, step], [status, choice, dense, mask, mask_said, *drawn],
+        see, [shown, layer, head, step], [status, choice, mask, mask_said, *drawn],
         concurrency_limit=site.studio.limits.waiting + 2, show_progress="hidden", api_visibility="private",
     )  # fmt: skip
-    sheet.select(click, [choice, dense], drawn, **quiet)
-    ask.click(typed, [choice, dense, frame, row, column], drawn, **quiet)
+    end.click(stop_look, queue=False, api_visibility="private")
+    sheet.select(click, [choice, shown], drawn, **quiet)
+    ask.click(typed, [choice, shown, frame, row, column], drawn, **quiet)
+
+
+@functools.lru_cache(maxsize=CLIPS_KEPT)
+def _frames(path: Path, count: int) -> NDArray[np.uint8]:
+    """Read so many frames of a clip, evenly apart and small, [count, h, w, 3]."""
+    clip = iio.imread(path)
+    chosen = clip[np.linspace(0, len(clip) - 1, count).round().astype(int)]
+    side = max(1, max(chosen.shape[1:3]) // CLIP_PIXELS)
+    return np.ascontiguousarray(chosen[:, ::side, ::side])
 
 
 def _map(shown: Shown, percent: float) -> str:
@@ -128,7 +149,7 @@ def _map(shown: Shown, percent: float) -> str:
             for component, (layers, heads) in shown.transformers().items()
         )
     except ValueError as error:
-        return f"<p>{error}</p>"
+        return f"<p>{html.escape(str(error))}</p>"
 
 
 def _look(site: Site, stop: threading.Event, shown: Shown, layer: int, head: int, step: int) -> Iterator[Any]:
@@ -140,21 +161,24 @@ def _look(site: Site, stop: threading.Event, shown: Shown, layer: int, head: int
         if not 0 <= step < steps:
             raise ValueError(f"step {step} does not exist: the run has {steps} steps, 0 to {steps - 1}")
         found = served(plan, layers, heads, step / steps, layer, head, component)
+        options, device = options_of(shown.report), shown.report["request"]["device"].partition(":")[0]
+        reason = options.dense_reason(layer, layers, grid.tokens, device, step, steps)
         static = static_choice(found, grid) if grid.tokens <= STATIC_TOKENS else None
     except ValueError as error:
         yield Failed(str(error))
         return
-    if static is not None:
-        yield Done(static)
+    if reason is not None or static is not None:
+        yield Done(reason or static)
         return
     if shown.report["request"]["model"] != site.studio.shown_model:
         yield Failed("what this head reads follows from the content, and its model is not the one that runs here")
         return
-    options = options_of(shown.report)
-    yield from site.studio.borrow(
-        lambda pipe, tell: captured_choice(
-            pipe, job, plan, step, layer, head, options=options,
-            on_step=lambda done, total: tell.progress("a run up to the step", done, step + 1),
-        ),
-        stop,
-    )  # fmt: skip
+
+    def record(pipe: Any, tell: Tell) -> Choice | str | None:
+        tell.progress(UP_TO, 0, step + 1)
+        return captured_choice(
+            pipe, job, plan, step, layer, head, options=options, transformer=component,
+            on_step=lambda done, total: tell.progress(UP_TO, done, step + 1),
+        )  # fmt: skip
+
+    yield from site.studio.borrow(record, stop)

@@ -8,10 +8,11 @@ from typing import Any
 
 import gradio as gr
 
-from dit_sparse.app.events import LAST, Finished
+from dit_sparse.app.events import LAST, Event, Finished
+from dit_sparse.app.line import failure
 from dit_sparse.app.progress import Progress
 from dit_sparse.app.settings import ask_of, job_controls
-from dit_sparse.app.site import Shown, Site
+from dit_sparse.app.site import STATE_SECONDS, Shown, Site
 from dit_sparse.app.sweep import ACROSS, HEADINGS, headline, pareto, sweep_rows, write_sweep
 from dit_sparse.spec import PRESETS
 
@@ -22,7 +23,7 @@ SUGGESTED = "topblocks:keep=0.25\nradial:kind=block"
 
 def sweep_tab(site: Site) -> None:
     """Lay out the tab and wire it; it begins with the comparison that is shown first."""
-    shown = gr.State(site.first)
+    shown = gr.State(site.first, time_to_live=STATE_SECONDS)
     most = site.studio.limits.plans
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
@@ -49,20 +50,29 @@ def sweep_tab(site: Site) -> None:
         plans = [*chosen, *filter(None, (line.strip() for line in text.splitlines()))]
         progress = Progress()
         yield {status: progress.html(), go: gr.Button(interactive=False), stop: gr.Button(interactive=True)}
-        for event in site.studio.sweep(ask_of(tuple(of_job), "balanced"), plans, site.begin(request, TAB)):
-            if not progress.hear(event):
-                continue
-            changed: dict[Any, Any] = {status: progress.html()}
-            if isinstance(event, Finished):
-                found = Shown.first_of(event.folder, event.report)
-                write_sweep(found.report, found.folder, found.folder / REPORT)
-                changed |= {
-                    shown: found, plot: pareto(found.report, across), rows: _table(found, across),
-                    report: gr.DownloadButton(value=str(found.folder / REPORT), visible=True),
-                }  # fmt: skip
-            if isinstance(event, LAST):
-                changed |= {go: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
-            yield changed
+        with site.job(request, TAB) as ending:
+            for event in site.studio.sweep(ask_of(tuple(of_job), "balanced"), plans, ending):
+                if progress.hear(event):
+                    yield {
+                        status: progress.html(),
+                        **(ended(event, across, progress) if isinstance(event, LAST) else {}),
+                    }
+
+    def ended(event: Event, across: str, progress: Progress) -> dict[Any, Any]:
+        """Return what changes when a sweep has ended."""
+        changed: dict[Any, Any] = {go: gr.Button(interactive=True), stop: gr.Button(interactive=False)}
+        if not isinstance(event, Finished):
+            return changed
+        try:
+            found = Shown.first_of(event.folder, event.report)
+            write_sweep(found.report, found.folder, found.folder / REPORT)
+        except Exception as error:  # a full disk, results that were removed meanwhile
+            progress.hear(failure(error))
+            return {**changed, status: progress.html()}
+        return {
+            **changed, shown: found, plot: pareto(found.report, across), rows: _table(found, across),
+            report: gr.DownloadButton(value=str(found.folder / REPORT), visible=True),
+        }  # fmt: skip
 
     def stop_job(request: gr.Request) -> gr.Button:
         site.stop(request, TAB)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import urllib.request
 from collections.abc import Iterator
@@ -36,12 +35,6 @@ def served(**options: Any) -> Iterator[Server]:
 def fetch(address: str) -> bytes:
     with urllib.request.urlopen(address, timeout=20) as answer:
         return bytes(answer.read())
-
-
-def config_of(server: Server) -> dict[str, Any]:
-    """Return the page's components and what programs may call."""
-    found: dict[str, Any] = json.loads(fetch(f"{server.address}config"))
-    return found
 
 
 def fill(page: Any, where: str, values: dict[str, int]) -> None:
