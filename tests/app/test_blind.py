@@ -124,3 +124,17 @@ def test_many_visitors_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(visit, range(64)))
     assert test.tally("x") == Tally(64, sum(found))
+
+
+def test_a_question_that_is_left_goes_with_its_clips(tmp_path: Path) -> None:
+    test = BlindTest(tmp_path)
+    kept, left = test.ask(*CLIPS, "a plan"), test.ask(*CLIPS, "another plan")
+    test.forget(left.key)
+    test.forget("never asked")
+    assert not left.left.exists()
+    assert not left.right.exists()
+    assert kept.left.exists()
+    with pytest.raises(ValueError, match="not known any more"):
+        test.vote(left.key, "left")
+    answer = test.vote(kept.key, "left")
+    assert answer.tally == test.tally("a plan") == Tally(1, int(answer.right))
