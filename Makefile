@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 .PHONY: demo test oldest docs lint types format clean
 
 demo: $(VENV)/.demo
-	$(BIN)/dit-sparse compare --model bundled --prompt "$(PROMPT)" $(foreach plan,$(PLANS),--plan $(plan)) --out $(OUT)
+	$(BIN)/dit-sparse compare --model bundled --prompt "$(PROMPT)" $(foreach plan,$(PLANS),--plan $(plan)) --yardstick --out $(OUT)
 
 test: lint types
 	$(BIN)/python -m pytest -q --durations=10

@@ -77,8 +77,8 @@ def test_plot(report: dict[str, Any], by: str) -> None:
     assert len(circles) == len(points)
     for one, (x, y) in zip(points, circles, strict=True):
         for other, (u, v) in zip(points, circles, strict=True):
-            assert one.across <= other.across or x > u
-            assert one.psnr_db <= other.psnr_db or y < v
+            assert one.across <= other.across or x >= u  # places are rounded to a tenth of a pixel
+            assert one.psnr_db <= other.psnr_db or y <= v
     best = slow_front(report, by)
     linked = page.of("polyline")[0]["points"].split()
     at = {point.name: f"{x},{y}" for point, (x, y) in zip(points, circles, strict=True)}
