@@ -168,7 +168,7 @@ def quality_rows(report: Mapping[str, Any], run: Mapping[str, Any]) -> list[tupl
     metrics, yardstick = run["metrics"], seed_yardstick(report)
     rows = []
     for name, (label, form, what, closer) in METRICS.items():
-        if name not in metrics:  # older reports lack LPIPS
+        if name not in metrics or (name == "lpips" and metrics[name] is None):  # where its weights are not installed
             continue
         row = [label, _metric(metrics, name, form)]
         if yardstick is not None:
