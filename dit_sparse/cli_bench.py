@@ -245,19 +245,18 @@ def bench_quality(
 def bench_prices(
     out: Annotated[Path, typer.Option(help="Write the table to this file; what it holds is not measured again.")],
     shape: Annotated[list[str] | None, typer.Option("--shape", "-s", help="One of the table. (default: all)")] = None,
-    minutes: Annotated[float, typer.Option(help="Stop after so many, between two candidates.")] = 1.5,
+    minutes: Annotated[float, typer.Option(help="Stop after so many, between two candidates.")] = 4.0,
+    device: Annotated[str, typer.Option(help="cuda, cuda:N or cpu.")] = "cuda",
 ) -> None:
-    """Measure what attention costs here, for searches elsewhere: `search --prices FILE`. Needs a GPU.
+    """Measure what attention costs here, for searches elsewhere: `search --prices FILE`.
 
     Exits 3 where time was up; the same command again goes on.
     """
-    from dit_sparse.search.price_bench import SHAPES, bench_prices
+    from dit_sparse.search.price_bench import bench_prices
     from dit_sparse.search.staging import check_writable
 
     check_writable(out.parent)
-    _, missing = bench_prices(
-        shape or list(SHAPES), minutes, out, lambda line: print(line, file=sys.stderr, flush=True)
-    )
+    _, missing = bench_prices(shape, minutes, out, lambda line: print(line, file=sys.stderr, flush=True), device)
     if out.exists():
         print(out)
     if missing:

@@ -47,6 +47,7 @@ def model_card(plan: Plan, measured: Mapping[str, Any]) -> str:
     front = ["library_name: diffusers", "license: apache-2.0"]
     front += [f"base_model: {json.dumps(base)}"] if base else []
     front += ["tags:", *(f"- {tag}" for tag in ("dit-sparse", "sparse-attention", *patterns))]
+    told = {key: value for key, value in plan.provenance.items() if value is not None}
     made_for = "any transformer that dit-sparse knows" if plan.model is None else str(plan.model)
     lines = [
         *("---", *front, "---", "", f"# {_line(plan.name)}", ""),
@@ -61,7 +62,7 @@ def model_card(plan: Plan, measured: Mapping[str, Any]) -> str:
         *(f"- {rule}" for rule in rule_lines(plan)),
         *("", "## Measured", "", *_measured(measured)),
         *("", "## Where it comes from", ""),
-        *([f"- {_line(key)}: {_line(value)}" for key, value in plan.provenance.items()] or ["Not told."]),
+        *([f"- {_line(key)}: {_line(value)}" for key, value in told.items()] or ["Not told."]),
         *("", "## Limits", ""),
         "- Seconds depend on the GPU and the size of the clip, what a clip loses also on prompt and seed.",
         "- On another token grid the shares of axes and steps carry over, what was measured does not.",

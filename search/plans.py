@@ -8,7 +8,7 @@ from typing import Any
 
 from dit_sparse.grid import Grid
 from dit_sparse.patterns import PATTERNS, Dense, Pattern, StaticPattern
-from dit_sparse.pipelines.presets import FOLDER, shipped_plans
+from dit_sparse.pipelines.presets import FOLDER, MACHINES, shipped_plans
 from dit_sparse.plan import Plan, format_indices
 from dit_sparse.search import pictures
 from dit_sparse.spec import PRESETS, parse_spec
@@ -20,9 +20,10 @@ def list_specs() -> list[str]:
     """Name every preset with its rules, and every pattern with its fields and their defaults."""
     lines = ["presets (--plan NAME):"]
     lines += [f"  {name}: {'; '.join(rule_lines(plan))}" for name, plan in PRESETS.items()]
-    known = shipped_plans(FOLDER)
-    lines += [f"that mean a searched plan on a model that they were searched for (in {FOLDER}):"] * bool(known)
-    lines += [f"  {name}: {model}" for name, model in known]
+    for machine in MACHINES:
+        known = shipped_plans(FOLDER / machine)
+        lines += [f"that mean a searched plan on {machine} and this model (in {FOLDER / machine}):"] * bool(known)
+        lines += [f"  {name}: {model}" for name, model in known]
     lines.append("patterns (--plan NAME:field=value,field=value):")
     for name, cls in PATTERNS.items():
         shown = [f.name if f.default is MISSING else f"{f.name}={f.default}" for f in fields(cls)]

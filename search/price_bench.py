@@ -64,8 +64,8 @@ def _bf16(grid: Grid, heads: int, head_dim: int) -> CallShape:
 
 
 LARGE = (0.06, 0.2, 0.6)
-# From small to large. Building static masks takes most of the time at 720p, where a pair costs about what it does at
-# 480p: few of them are measured there.
+# On a GPU, from small to large. Building static masks takes most of the time at 720p, where a pair costs about what it
+# does at 480p: few of them are measured there.
 SHAPES = {
     "bundled-17x16x16": Wanted(_bf16(Grid(17, 16, 16), 6, 64), suggested()),
     "bundled-17x32x32": Wanted(_bf16(Grid(17, 32, 32), 6, 64), suggested()),
@@ -74,30 +74,42 @@ SHAPES = {
     "hunyuanvideo-720p": Wanted(_bf16(Grid(33, 45, 80, suffix=256), 24, 128), CONTENT, LARGE, rounds=3),
     "wan-720p": Wanted(_bf16(Grid(21, 45, 80), 40, 128), (*CONTENT, *FEW_STATIC), LARGE, rounds=3),
 }
+# What a CPU is asked to run; in the dtype that it computes in.
+CPU_SHAPES = {
+    "bundled-17x16x16": Wanted(CallShape(Grid(17, 16, 16), 1, 6, 64, "float32"), suggested(), LARGE, LARGE, rounds=3),
+}
+
+
+def shapes_of(device: torch.device | str) -> dict[str, Wanted]:
+    """Return the shapes that are measured on this kind of device, by name."""
+    return SHAPES if torch.device(device).type == "cuda" else CPU_SHAPES
 
 
 def bench_prices(
-    shapes: Sequence[str],
+    shapes: Sequence[str] | None,
     minutes: float,
     out: Path,
     told: Callable[[str], None],
     device: torch.device | str = "cuda",
-    table_of: dict[str, Wanted] = SHAPES,
+    table_of: dict[str, Wanted] | None = None,
 ) -> tuple[PriceTable, list[str]]:
-    """Measure shapes and write the table after each one; return it with what is missing, as text.
+    """Measure shapes of `table_of`, None for all of `shapes_of`; write the table after each one; return it with what is
+    missing, as text.
 
-    What `out` already holds of this GPU and these versions is kept and not measured again. At the limit of minutes
+    What `out` already holds of this machine and these versions is kept and not measured again. At the limit of minutes
     it stops between two candidates.
 
     Raises:
-        ValueError: an unknown shape, or `out` holds a table of another GPU or other versions.
-        RuntimeError: no GPU is here, or a result is wrong.
+        ValueError: an unknown shape, or `out` holds a table of another machine or other versions.
+        RuntimeError: no such GPU is here, or a result is wrong.
     """
+    table_of = shapes_of(device) if table_of is None else table_of
+    shapes = list(table_of) if shapes is None else shapes
     if unknown := sorted(set(shapes) - table_of.keys()):
         raise ValueError(f"shape must be one of {', '.join(table_of)}, got {unknown[0]!r}")
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError("the price table is measured on a GPU; none is here")
+        raise RuntimeError("no GPU is here: give --device cpu to measure what calls cost on the CPU")
     table = _begun(out, device)
     until = time.monotonic() + 60.0 * minutes
     missing: list[str] = []
@@ -182,7 +194,7 @@ def _offered(grid: Grid, spec: str, density: float, device: torch.device | str) 
 def _begun(out: Path, device: torch.device) -> PriceTable:
     """Return what `out` holds of this machine, or an empty table.
 
-    Raises: ValueError for a table of another GPU or other versions.
+    Raises: ValueError for a table of another machine or other versions.
     """
     packages = environment()["packages"]
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
@@ -190,7 +202,7 @@ def _begun(out: Path, device: torch.device) -> PriceTable:
     if not out.exists():
         return empty
     found = read_table(str(out))
-    for what in ("gpu", "torch_version", "triton_version"):
+    for what in ("machine", "torch_version", "triton_version"):
         if getattr(found, what) != getattr(empty, what):
             raise ValueError(
                 f"{out} holds prices of {what} {getattr(found, what)}, here it is {getattr(empty, what)}: give another "

@@ -75,7 +75,8 @@ def run_dense(stage: Stage) -> tuple[Run, AttentionTime]:
 def run_plan(stage: Stage, name: str, plan: Plan, dense_time: AttentionTime) -> Run:
     """Time one plan: a warm-up where kernels compile, the whole generation, then attention in a pass of its own.
 
-    The attention pass comes last, so that it finds every mask built.
+    The attention pass comes last, so that it finds every mask built. It ends after some steps, unless the plan changes
+    over them and nobody said how many.
     """
     pipe, request, job = stage.pipe, stage.request, stage.job
     with sparse(pipe, plan, **request.enable_options):
@@ -84,7 +85,8 @@ def run_plan(stage: Stage, name: str, plan: Plan, dense_time: AttentionTime) -> 
         clip = stage.clip(name)
         record = summary(pipe)
         watch = stage.watch(f"{name}: timing attention")
-        taken = time_attention(pipe, job, request.most_attention_steps, on_step=watch)
+        usual = None if plan.changes_over_steps else request.most_attention_steps
+        taken = time_attention(pipe, job, request.attention_steps or usual, on_step=watch)
     if taken.dense_call_seconds is None:  # dense calls that come after the timed steps
         taken = replace(taken, dense_call_seconds=dense_time.dense_call_seconds)
     measured = _run_monitored(stage, name, plan) if request.options.monitor else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -155,10 +155,8 @@ class StaticPattern(Pattern):
         self, grid: Grid, device: torch.device | str = "cpu", sampled_blocks: int | None = SAMPLED_BLOCKS
     ) -> tuple[float, float]:
         """Return (density, computed density) among video tokens, from some query blocks or, with None, from all."""
-        self.check(grid)
-        layout = self.token_order().layout(grid, device)
-        found = [rule_densities(one.token_rule(grid, device), layout, sampled_blocks) for one in self.variants(grid)]
-        return sum(one[0] for one in found) / len(found), sum(one[1] for one in found) / len(found)
+        cls: Any = type(self)
+        return _densities(self, cls, grid, torch.device(device), sampled_blocks)
 
     def nearest(
         self, grid: Grid, target: float, device: torch.device | str = "cpu"
@@ -212,6 +210,20 @@ class StaticPattern(Pattern):
             state.shared[heads] = stacked(choices, head_of)
         selection: Selection = state.shared[heads]
         return selection
+
+
+@lru_cache(maxsize=4096)
+def _densities(
+    pattern: StaticPattern, cls: type, grid: Grid, device: torch.device, sampled_blocks: int | None
+) -> tuple[float, float]:
+    """Count once: searches ask for the same settings again and again, each of which takes seconds on a large grid.
+
+    cls: of the pattern, as a class that was defined anew, in a notebook, writes its instances alike.
+    """
+    pattern.check(grid)
+    layout = pattern.token_order().layout(grid, device)
+    found = [rule_densities(one.token_rule(grid, device), layout, sampled_blocks) for one in pattern.variants(grid)]
+    return sum(one[0] for one in found) / len(found), sum(one[1] for one in found) / len(found)
 
 
 def variant_of(head: int, heads: int, variants: int) -> int:

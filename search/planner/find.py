@@ -20,7 +20,7 @@ from dit_sparse.search.planner.candidates import candidates
 from dit_sparse.search.planner.capture import SHAPE, Stop, Told, bytes_beside_model, capture
 from dit_sparse.search.planner.clock import Clock
 from dit_sparse.search.planner.identity import binding, device_of, grid_of, settings_of
-from dit_sparse.search.planner.price_table import DTYPES, MEASURED, PriceTable, read_table
+from dit_sparse.search.planner.price_table import MEASURED, PriceTable, read_table
 from dit_sparse.search.planner.prices import CallShape, Price, Prices, measure_prices, place_of
 from dit_sparse.search.planner.probe import probes, sensitivities, unprobed
 from dit_sparse.search.planner.problem import Floats, Problem
@@ -232,10 +232,8 @@ def _prices(
 
 
 def _predicted(table: PriceTable, store: Store, patterns: Sequence[Pattern], search: Search, device: str) -> Prices:
-    """Predict prices of this shape on the GPU of a table; a model that runs in float32 here runs in bfloat16 there."""
-    shape = _call_shape(store, search)
-    shape = shape if shape.dtype in DTYPES else replace(shape, dtype=DTYPES[0])
-    return table.prices(patterns, shape, device)
+    """Predict prices of this shape on the machine of a table, where the model runs in the dtype of the table."""
+    return table.prices(patterns, replace(_call_shape(store, search), dtype=table.dtype), device)
 
 
 def _call_shape(store: Store, search: Search) -> CallShape:

@@ -1,4 +1,4 @@
-"""Prices of a GPU that is not here: a table measured there, and what it predicts for calls of other sizes."""
+"""Prices of a machine that is not here: a table measured there, and what it predicts for calls of other sizes."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from dit_sparse.search.planner.prices import CallShape, Price, Prices
 MEASURED, SHIPPED = "measured", "shipped"  # words for where prices come from; all else is a file
 SHIPPED_TABLE = Path(__file__).with_name("shipped_prices.json")
 SCHEMA, VERSION = "dit-sparse/prices", 1
-DTYPES = ("bfloat16", "float16")  # which cost the same
-MEASURE = "measure one with `dit-sparse bench prices --out FILE` on a GPU and give that file"
+COSTS_LIKE = {"bfloat16": "bfloat16", "float16": "bfloat16", "float32": "float32"}
+MEASURE = "measure one with `dit-sparse bench prices --out FILE` on the machine that you mean and give that file"
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class PriceTable:
-    """Hold what calls cost on one GPU. source: which table this is, for reports."""
+    """Hold what calls cost on one machine, in one dtype or two that cost the same. source: which table, for reports."""
 
-    gpu: str
+    machine: str  # as `place_of` names it
     torch_version: str
     triton_version: str
     created: str
@@ -98,7 +98,12 @@ class PriceTable:
 
     @property
     def where(self) -> str:
-        return f"{self.gpu} ({self.source})"
+        return f"{self.machine} ({self.source})"
+
+    @property
+    def dtype(self) -> str:
+        """Return what calls are priced in: bfloat16, which costs what float16 does, or float32."""
+        return COSTS_LIKE[self.shapes[0].shape.dtype]
 
     def check(self, patterns: Sequence[Pattern], head_dim: int) -> None:
         """Refuse what cannot be predicted.
@@ -117,10 +122,10 @@ class PriceTable:
 
         Raises: ValueError for a dtype, head_dim or family that the table does not hold.
         """
-        if shape.dtype not in DTYPES:
+        if COSTS_LIKE.get(shape.dtype) != self.dtype:
             raise ValueError(
-                f"the price table of {self.where} holds {' and '.join(DTYPES)}, got dtype {shape.dtype}; ask for "
-                "one of them, or measure prices here"
+                f"the price table of {self.where} holds {self.dtype}, got dtype {shape.dtype}; ask for that, or "
+                "measure prices here"
             )
         held = self._held(pattern, shape.head_dim)
         area, family = area_of(pattern, shape.grid, device), family_of(pattern)
@@ -162,8 +167,8 @@ class PriceTable:
         if not of_size:
             known = ", ".join(map(str, sorted({one.shape.head_dim for one in self.shapes})))
             raise ValueError(
-                f"the price table of {self.where} holds head_dim {known}, got {head_dim}: measure prices on the GPU "
-                "that you mean"
+                f"the price table of {self.where} holds head_dim {known}, got {head_dim}: measure prices on the "
+                "machine that you mean"
             )
         family = family_of(pattern)
         found = [one for one in of_size if any(row.family == family for row in one.rows)]
@@ -171,7 +176,7 @@ class PriceTable:
             known = ", ".join(sorted({row.family for one in of_size for row in one.rows}))
             raise ValueError(
                 f"the price table of {self.where} holds no price of {family!r} (for {pattern}) at head_dim {head_dim}; "
-                f"choose candidates among {known}, or measure prices on the GPU that you mean"
+                f"choose candidates among {known}, or measure prices on the machine that you mean"
             )
         return found
 
@@ -276,10 +281,12 @@ def _table(values: Mapping[str, Any], source: str) -> PriceTable:
         areas = [(row.family, row.area) for row in one.rows]
         if "dense" not in dict(areas) or len(set(areas)) < len(areas):
             raise ValueError(f"shape {one.name!r} lacks dense, or has two rows of one family and density")
-        if one.shape.dtype not in DTYPES or (one.mixed_ms is not None and not 0.0 <= one.mixed_ms < math.inf):
+        if one.shape.dtype not in COSTS_LIKE or (one.mixed_ms is not None and not 0.0 <= one.mixed_ms < math.inf):
             raise ValueError(f"shape {one.name!r} has dtype {one.shape.dtype} and mixed_ms {one.mixed_ms}")
     sizes = {(one.shape.head_dim, one.shape.grid.tokens) for one in shapes}
     if not shapes or len(sizes) < len(shapes):
         raise ValueError("it needs shapes that differ in head_dim or tokens")
-    head = {name: str(values[name]) for name in ("gpu", "torch_version", "triton_version", "created")}
+    if len({COSTS_LIKE[one.shape.dtype] for one in shapes}) > 1:
+        raise ValueError("its shapes are of dtypes that cost differently")
+    head = {name: str(values[name]) for name in ("machine", "torch_version", "triton_version", "created")}
     return PriceTable(**head, shapes=shapes, source=source)

@@ -34,6 +34,16 @@ def request(model: Path, out: Path, *plans: str, **options: Any) -> Request:
     return Request(JOB, plans or ("balanced",), out, str(model), "cpu", options=Options(min_tokens=0), **options)
 
 
+def test_attention_is_timed_over_all_steps_where_they_differ(tiny_wan: Path, tmp_path: Path) -> None:
+    halves = Plan((Rule(TopBlocks(keep=0.3), (0.0, 0.5)), Rule(TopBlocks(keep=0.9), (0.5, 1.0))), "halves")
+    halves.save(tmp_path / "halves")
+    plans = (str(tmp_path / "halves"), "topblocks:keep=0.3")
+    told = compare(request(tiny_wan, tmp_path / "out", *plans))[0]["timing"]["attention_steps"]
+    assert told == {"dense": 1, "halves": JOB.steps, "topblocks-keep-0.3": 1}
+    wanted = compare(request(tiny_wan, tmp_path / "out", *plans, attention_steps=2))[0]["timing"]["attention_steps"]
+    assert set(wanted.values()) == {2}
+
+
 def test_files_and_report(tiny_wan: Path, tmp_path: Path) -> None:
     seen: list[str] = []
     report, files = compare(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dit_sparse as ds
+from dit_sparse.masks import Rule
 from dit_sparse.patterns import PatternState, StaticPattern
 from dit_sparse.patterns.base import FARTHEST_MISS
 
@@ -168,6 +169,23 @@ def test_the_knob_reaches_a_density(pattern: ds.Pattern) -> None:
     for beyond in (low * 0.9, high * 1.1):
         with pytest.raises(ValueError, match=r"reaches computed densities from \d\.\d+ to"):
             pattern.with_density(grid, beyond)
+
+
+def test_a_class_defined_anew_is_counted_anew() -> None:
+    """Densities are remembered; in a notebook a class may come again under its old name, with another rule."""
+    found = []
+    for frames in (1, 3):
+
+        @dataclass(frozen=True, eq=False)
+        class Mine(StaticPattern):
+            name, exact = "mine", "token"
+
+            def token_rule(self, grid: ds.Grid, device: torch.device | str, frames: int = frames) -> Rule:
+                return lambda q_index, k_index: k_index // grid.frame_tokens < frames + 0 * q_index
+
+        found.append(Mine().densities(ds.Grid(4, 8, 16)))
+        assert Mine().densities(ds.Grid(4, 8, 16)) == found[-1]
+    assert [one[0] for one in found] == [0.25, 0.75]
 
 
 @pytest.mark.parametrize("pattern", [ds.Dense(), ds.Skip(), ds.Radial()], ids=str)

@@ -67,6 +67,7 @@ def test_every_way_to_install(tmp_path: Path) -> None:
         for p in (ROOT / f).rglob("*.py")
     }
     expected |= {f"dit_sparse/{p.relative_to(ROOT)}" for p in (ROOT / "assets").rglob("*.safetensors")}
+    expected |= {f"dit_sparse/{p.relative_to(ROOT)}" for p in (ROOT / "assets" / "plans").rglob("*.*")}
     expected |= {f"dit_sparse/app/{p.name}" for p in (ROOT / "app").iterdir() if p.suffix in (".html", ".css", ".js")}
     expected |= {
         "dit_sparse/py.typed",
@@ -75,6 +76,7 @@ def test_every_way_to_install(tmp_path: Path) -> None:
         "dit_sparse/app/sweep.html",
         "dit_sparse/search/planner/report.html",
         "dit_sparse/search/planner/report.schema.json",
+        "dit_sparse/search/planner/shipped_prices.json",
         "dit_sparse-0.1.0.dist-info/licenses/LICENSE",
     }
     assert expected <= set(inside), expected - set(inside)

@@ -11,6 +11,7 @@ import pytest
 import dit_sparse as ds
 from dit_sparse.pipelines import presets
 from dit_sparse.pipelines.enable import summary
+from dit_sparse.pipelines.generate import load_pipeline
 from dit_sparse.pipelines.targets import find_schedules, find_targets
 from dit_sparse.plan import Plan, Rule
 from tests.pipelines.tiny import cogvideox, wan
@@ -18,10 +19,13 @@ from tests.pipelines.tiny import cogvideox, wan
 
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    """Ship a plan as the preset `balanced` of a tiny model with two layers."""
+    """Ship a plan as the preset `balanced` of a tiny model with two layers, and another one for other machines."""
     (target,) = find_targets(wan(layers=2))
     plan = Plan((Rule(ds.TopBlocks(0.3), heads=(0,)),), "balanced for tiny", target.binding())
-    plan.save(tmp_path / "tiny" / "balanced")
+    other = next(name for name in presets.MACHINES if name != presets.machine())
+    plan.save(tmp_path / presets.machine() / "tiny" / "balanced")
+    elsewhere = Plan((Rule(ds.Radial("block")),), "balanced elsewhere", target.binding())
+    elsewhere.save(tmp_path / other / "tiny" / "balanced")
     monkeypatch.setattr(presets, "FOLDER", tmp_path)
     return plan
 
@@ -61,10 +65,20 @@ def test_what_ships_is_bound_to_a_config_and_named_after_a_preset(tmp_path: Path
 
 
 def test_the_plans_of_the_package_are_sound() -> None:
-    found = presets.shipped_plans(presets.FOLDER)
-    for (preset, model), plan in found.items():
-        assert preset in ds.PRESETS
-        plan.check(model.transformer_class, model.layers, model.heads, model.config)
-        assert plan.rules
-        assert {"gate", "verdict", "command"} <= set(plan.provenance)
-        assert plan.provenance["verdict"] == "met"
+    for machine, priced_on in (("cuda", "NVIDIA"), ("cpu", "cpu")):
+        found = presets.shipped_plans(presets.FOLDER / machine)
+        assert {preset for preset, _ in found} == set(ds.PRESETS)
+        for (preset, model), plan in found.items():
+            plan.check(model.transformer_class, model.layers, model.heads, model.config)
+            assert plan.rules
+            assert plan.name == f"{preset} (searched)"
+            assert {"gate", "verdict", "command"} <= set(plan.provenance)
+            assert plan.provenance["verdict"] == "met"
+            assert plan.provenance["prices"].startswith(priced_on)
+
+
+@pytest.mark.parametrize("preset", ds.PRESETS)
+def test_the_bundled_model_runs_what_was_searched_for_it(preset: str) -> None:
+    pipe = load_pipeline("bundled", "cpu", "float32")
+    with ds.sparse(pipe, preset):
+        assert plan_in_place(pipe) == Plan.load(presets.FOLDER / presets.machine() / "bundled" / preset)

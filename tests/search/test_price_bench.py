@@ -15,10 +15,10 @@ from dit_sparse.cli import build_app
 from dit_sparse.grid import Grid
 from dit_sparse.patterns import Dense, StaticPattern, pattern_from_text
 from dit_sparse.search import price_bench
-from dit_sparse.search.planner.candidates import suggested
-from dit_sparse.search.planner.price_table import PriceTable, read_table
+from dit_sparse.search.planner.candidates import candidates, suggested
+from dit_sparse.search.planner.price_table import PriceTable, family_of, read_table
 from dit_sparse.search.planner.prices import CallShape
-from dit_sparse.search.price_bench import SHAPES, Wanted, bench_prices
+from dit_sparse.search.price_bench import SHAPES, Wanted, bench_prices, shapes_of
 
 TINY = {
     "a": Wanted(
@@ -53,8 +53,8 @@ def test_the_bench_writes_a_table_and_goes_on_from_it(tmp_path: Path, monkeypatc
     assert missing == []
     assert again.shapes[0].rows[:3] == table.shapes[0].rows[:3]
     assert [row.pattern for row in again.shapes[0].rows] == [row.pattern for row in table.shapes[0].rows]
-    written(replace(table, gpu="another"), out)
-    with pytest.raises(ValueError, match="holds prices of gpu another"):
+    written(replace(table, machine="another"), out)
+    with pytest.raises(ValueError, match="holds prices of machine another"):
         bench_prices(["a"], 5.0, out, told.append, "cpu", wanted)
 
 
@@ -79,15 +79,16 @@ def test_a_wrong_result_stops_the_bench(tmp_path: Path, monkeypatch: pytest.Monk
     assert not (tmp_path / "prices.json").exists()
 
 
-def test_the_bench_asks_for_a_gpu_and_knows_its_shapes(tmp_path: Path) -> None:
+def test_the_bench_asks_for_a_device_that_is_here_and_knows_its_shapes(tmp_path: Path) -> None:
     def run(*words: str) -> Any:
         return CliRunner().invoke(build_app(), ["bench", "prices", "--out", str(tmp_path / "p.json"), *words])
 
     assert "shape must be one of bundled-17x16x16" in run("--shape", "wan-8k").stderr
+    assert "shape must be one of bundled-17x16x16, got" in run("--shape", "wan-480p", "--device", "cpu").stderr
     if not torch.cuda.is_available():
         assert (run().exit_code, run().stderr) == (
             1,
-            "dit-sparse: the price table is measured on a GPU; none is here\n",
+            "dit-sparse: no GPU is here: give --device cpu to measure what calls cost on the CPU\n",
         )
 
 
@@ -98,3 +99,9 @@ def test_what_a_search_offers_by_itself_is_measured_for_both_sizes_of_heads() ->
     for text in SHAPES["wan-720p"].specs:
         pattern = pattern_from_text(text)
         assert not isinstance(pattern, StaticPattern) or text in suggested()
+
+
+def test_what_a_search_offers_on_a_cpu_is_measured_there() -> None:
+    ((_, wanted),) = shapes_of("cpu").items()
+    measured = {family_of(one) for one in (Dense(), *wanted.patterns("cpu"))}
+    assert {family_of(one) for one in candidates(wanted.shape.grid)} <= measured

@@ -33,7 +33,6 @@ from dit_sparse.pipelines.generate import Job
 from dit_sparse.search.planner.candidates import suggested
 from dit_sparse.search.planner.find import _predicted
 from dit_sparse.search.planner.price_table import (
-    SHIPPED_TABLE,
     Measured,
     PriceTable,
     Row,
@@ -79,11 +78,12 @@ class Formula:
         pairs = 1e-7 * float(grid.tokens) ** 1.9
         return 0.01 * launch, pairs * (0.1 * base + slope * density * raggedness**2)
 
-    def table(self, patterns: tuple[Pattern, ...] = PATTERNS, grids: tuple[Grid, ...] = GRIDS) -> PriceTable:
+    def table(self, patterns: tuple[Pattern, ...] = PATTERNS, dtype: str = "bfloat16") -> PriceTable:
         shapes = []
-        for grid in grids:
+        for grid in GRIDS:
             rows = [Row(str(p), *extent(p, grid), *self.cost(p, grid)) for p in (Dense(), *patterns)]
-            shapes.append(Measured(str(grid.tokens), shape_of(grid), 1e-6 * grid.tokens * 4, tuple(rows)))
+            shape = replace(shape_of(grid), dtype=dtype)
+            shapes.append(Measured(str(grid.tokens), shape, 1e-6 * grid.tokens * 4, tuple(rows)))
         return PriceTable("NVIDIA Formula", "2.11.0", "3.6.0", "2026-01-01", tuple(shapes), "shipped table")
 
 
@@ -208,8 +208,11 @@ def test_what_it_does_not_hold_is_named() -> None:
         table.check([TopBlocks(order="hilbert")], 32)
     with pytest.raises(ValueError, match=r"holds head_dim 32, got 64"):
         table.check([], 64)
-    with pytest.raises(ValueError, match="got dtype float32"):
+    with pytest.raises(ValueError, match="holds bfloat16, got dtype float32"):
         table.predict(Dense(), replace(shape_of(GRIDS[0]), dtype="float32"))
+    assert table.predict(Dense(), replace(shape_of(GRIDS[0]), dtype="float16")) == table.predict(
+        Dense(), shape_of(GRIDS[0])
+    )
     with pytest.raises(ValueError, match=r"no price of 'topblocks:mass=0\.5'"):
         table.predict(TopBlocks(mass=0.5), shape_of(GRIDS[0]))
     with pytest.raises(ValueError, match="is not known beforehand"):
@@ -229,7 +232,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     ("damage", "message"),
     [
         (lambda v: v.update(schema_version=2), "schema must be dit-sparse/prices 1, got dit-sparse/prices 2"),
-        (lambda v: v.pop("gpu"), "no 'gpu'"),
+        (lambda v: v.pop("machine"), "no 'machine'"),
         (lambda v: v["shapes"].clear(), "it needs shapes"),
         (lambda v: v["shapes"][0]["rows"].pop(0), "lacks dense"),
         (lambda v: v["shapes"][0]["rows"].append(v["shapes"][0]["rows"][1]), "two rows of one family"),
@@ -237,7 +240,8 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
         (lambda v: v["shapes"][1]["rows"][2].update(density=1.5), "density in"),
         (lambda v: v["shapes"][1]["rows"][2].update(pattern="topblokcs"), "topblokcs"),
         (lambda v: v["shapes"][1]["rows"][2].pop("launch_ms"), "launch_ms"),
-        (lambda v: v["shapes"][1]["shape"].update(dtype="float32"), "dtype float32"),
+        (lambda v: v["shapes"][1]["shape"].update(dtype="float64"), "dtype float64"),
+        (lambda v: v["shapes"][1]["shape"].update(dtype="float32"), "of dtypes that cost differently"),
         (lambda v: v["shapes"].append(v["shapes"][0]), "differ in head_dim or tokens"),
     ],
 )
@@ -272,19 +276,20 @@ def test_the_command_of_a_search_names_its_prices(tmp_path: Path) -> None:
     assert "--prices" not in command_of(Search(job, ("a",), ("b",)), "somebody/model", tmp_path)
 
 
-def test_a_model_in_float32_is_priced_as_it_would_run_there() -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_model_is_priced_in_the_dtype_of_the_table(dtype: str) -> None:
     class OneShape:
         def read(self, name: str) -> dict[str, Any]:
             grid = {"frames": 5, "height": 12, "width": 12, "prefix": 0, "suffix": 0}
-            return {"grid": grid, "batch": 2, "heads": 4, "head_dim": 32, "dtype": "float32", "kv_heads": 4}
+            return {"grid": grid, "batch": 2, "heads": 4, "head_dim": 32, "dtype": "float16", "kv_heads": 4}
 
-    table, search = Formula().table(), Search(Job("-", 0, 4), ("a",), ("b",), batch=3)
+    table, search = Formula().table(dtype=dtype), Search(Job("-", 0, 4), ("a",), ("b",), batch=3)
     found = _predicted(table, OneShape(), [TopBlocks(0.3)], search, "cpu")  # type: ignore[arg-type]
-    assert (found.shape.dtype, found.shape.batch) == ("bfloat16", 6)
-    assert found.by_pattern == table.prices([TopBlocks(0.3)], shape_of(GRIDS[0], 6)).by_pattern
+    assert (found.shape.dtype, found.shape.batch) == (dtype, 6)
+    asked = replace(shape_of(GRIDS[0], 6), dtype=dtype)
+    assert found.by_pattern == table.prices([TopBlocks(0.3)], asked).by_pattern
 
 
-@pytest.mark.skipif(not SHIPPED_TABLE.is_file(), reason="no table is shipped yet")
 def test_the_shipped_table_is_sound() -> None:
     table = read_table("shipped")
     assert {one.shape.head_dim for one in table.shapes} == {64, 128}
