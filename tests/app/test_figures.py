@@ -89,7 +89,8 @@ def test_bars_are_to_scale_from_zero(report: dict[str, Any]) -> None:
         values += [dense[field], run[field]]
     values += [dense["seconds"] - dense["attention_seconds"], run["seconds"] - run["attention_seconds"]]
     longest = max(dense["seconds"], run["seconds"])
-    shares = [run[name]["kept"] for name in ("density", "computed_density", "run_density")] + [84 / 192]
+    shares = [run[name]["kept"] for name in ("density", "computed_density", "run_density")]
+    shares.append(run["sparse_calls"] / (run["sparse_calls"] + run["dense_calls"]))
     wanted = [100 * value / longest for value in values] + [100 * share for share in shares]
     assert page.widths() == pytest.approx(wanted, abs=0.001)
     for value in values:
@@ -188,7 +189,8 @@ def test_unknown_plans_are_refused(report: dict[str, Any]) -> None:
 
 
 def test_text_stays_text(report: dict[str, Any]) -> None:
-    clean = Page(figures_html({**copy.deepcopy(report), "notes": ["plain"]}, "balanced"))
+    report["notes"], report["sparse"][0]["dense_reasons"] = ["plain"], {"plain": 108}
+    clean = Page(figures_html(report, "balanced"))
     report["request"] |= {"prompt": EVIL, "model": EVIL, "device": EVIL}
     report["notes"] = [EVIL]
     report["timing"]["warm_up"] = EVIL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
@@ -162,7 +162,7 @@ def test_the_knob_reaches_a_density(pattern: ds.Pattern) -> None:
             continue
         found = pattern.with_density(grid, target)
         assert type(found) is type(pattern)
-        changed = {name for name in vars(found) if getattr(found, name) != getattr(pattern, name)}
+        changed = {f.name for f in fields(found) if getattr(found, f.name) != getattr(pattern, f.name)}
         assert changed <= {pattern.knob}
         reached = (found.candidates()[0] if isinstance(found, ds.AutoFrames) else found).densities(grid)[1]
         assert abs(reached - target) <= min(abs(one - target) for one in computed) + 0.02
