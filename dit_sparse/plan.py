@@ -108,7 +108,7 @@ class Plan:
 
     @property
     def changes_over_steps(self) -> bool:
-        """Say whether one sparse step does not tell what another costs: sparse rules hold in different windows of steps.
+        """Say whether one sparse step does not tell what another costs: sparse rules differ in their windows.
 
         Windows in which whole layers are dense do not count: their calls are counted apart.
         """
