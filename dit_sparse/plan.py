@@ -106,15 +106,6 @@ class Plan:
     def needs_total_steps(self) -> bool:
         return any(rule.steps != (0.0, 1.0) for rule in self.rules)
 
-    @property
-    def changes_over_steps(self) -> bool:
-        """Say whether one sparse step does not tell what another costs: sparse rules differ in their windows.
-
-        Windows in which whole layers are dense do not count: their calls are counted apart.
-        """
-        sparse = [rule for rule in self.rules if rule.heads is not None or not isinstance(rule.pattern, Dense)]
-        return len({rule.steps for rule in sparse}) > 1
-
     def patterns_at(self, fraction: float | None, transformer: str, layer: int, heads: int) -> tuple[Pattern, ...]:
         """Return the pattern of each head of one layer at one step (a fraction of the schedule, None if unknown)."""
         chosen: list[Pattern | None] = [None] * heads

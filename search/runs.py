@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dit_sparse.patterns import Dense
 from dit_sparse.pipelines.enable import sparse, summary
 from dit_sparse.pipelines.generate import Clip, Job, OnLatents, generate, run_steps
 from dit_sparse.pipelines.preview import previews
@@ -85,12 +86,21 @@ def run_plan(stage: Stage, name: str, plan: Plan, dense_time: AttentionTime) -> 
         clip = stage.clip(name)
         record = summary(pipe)
         watch = stage.watch(f"{name}: timing attention")
-        usual = None if plan.changes_over_steps else request.most_attention_steps
+        usual = None if changes_over_steps(plan) else request.most_attention_steps
         taken = time_attention(pipe, job, request.attention_steps or usual, on_step=watch)
     if taken.dense_call_seconds is None:  # dense calls that come after the timed steps
         taken = replace(taken, dense_call_seconds=dense_time.dense_call_seconds)
     measured = _run_monitored(stage, name, plan) if request.options.monitor else None
     return Run(clip, taken.of_run(record.sparse_calls, record.dense_calls), taken.steps, record, measured)
+
+
+def changes_over_steps(plan: Plan) -> bool:
+    """Say whether one sparse step does not tell what another costs: sparse rules differ in their windows.
+
+    Windows in which whole layers are dense do not count: their calls are counted apart.
+    """
+    some = [rule for rule in plan.rules if rule.heads is not None or not isinstance(rule.pattern, Dense)]
+    return len({rule.steps for rule in some}) > 1
 
 
 def yardsticks(stage: Stage, dense: Run) -> dict[str, Metrics]:

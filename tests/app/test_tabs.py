@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from dit_sparse.app.choice import served as served_with
 from dit_sparse.app.demo import Server
+from dit_sparse.patterns import Dense, Pattern, TopBlocks
+from dit_sparse.pipelines.presets import FOLDER, machine
+from dit_sparse.plan import Plan
 from tests.app.browser import Visitor
 from tests.app.serving import SMALL, SPARSE, fill, served, tab, wait_for_text
 
@@ -61,6 +66,19 @@ def test_a_static_pattern_is_seen_at_once(visit: Callable[[], Visitor]) -> None:
     wait_for_text(page, "#sheet-said", "must lie on the grid", 10_000)
 
 
+def look(page: Any, wanted: Callable[[Pattern], bool]) -> str:
+    """Look at a head that runs a wanted pattern in `balanced` of this machine; return the pattern of its group."""
+    plan, steps = Plan.load(FOLDER / machine() / "bundled" / "balanced"), SPARSE["steps"]
+    for step, layer, head in itertools.product(reversed(range(steps)), range(6), range(6)):
+        pattern = plan.patterns_at(step / steps, "transformer", layer, 6)[head]
+        if wanted(pattern):
+            for name, value in (("layer", layer), ("head", head), ("step", step)):
+                page.locator(f"#{name} input").fill(str(value))
+            page.click("#look")
+            return str(served_with(plan, 6, 6, step / steps, layer, head).pattern)
+    raise AssertionError(f"no such pattern in {plan.name}")
+
+
 def test_a_choice_by_content_is_recorded_in_a_run(visit: Callable[[], Visitor]) -> None:
     seen = visit()
     page = seen.page
@@ -74,14 +92,12 @@ def test_a_choice_by_content_is_recorded_in_a_run(visit: Callable[[], Visitor]) 
     assert "ran sparse" in page.inner_text("#figures")
     tab(page, "See the pattern")
     page.wait_for_selector("#recall svg")
-    page.locator("#step input").fill("2")
-    page.click("#look")
-    wait_for_text(page, "#mask-said", "topblocks:keep=0.2")
+    chosen = look(page, lambda pattern: isinstance(pattern, TopBlocks))
+    wait_for_text(page, "#mask-said", chosen)
     page.wait_for_selector("#sheet img")
     wait_for_text(page, "#sheet-said", "told by blocks of up to 128 tokens")
     seen.shot("pattern-by-content")
-    page.locator("#step input").fill("0")  # the first eighth of the schedule is dense
-    page.click("#look")
+    look(page, lambda pattern: isinstance(pattern, Dense))
     wait_for_text(page, "#mask-said", "dense on the grid")
     page.locator("#step input").fill("7")
     page.click("#look")

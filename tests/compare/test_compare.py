@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from dit_sparse.cli import build_app
 from dit_sparse.options import Options
-from dit_sparse.patterns import Dense, TopBlocks
+from dit_sparse.patterns import Dense, Radial, TopBlocks
 from dit_sparse.pipelines.enable import sparse, summary
 from dit_sparse.pipelines.generate import Job, generate, load_pipeline, run_steps
 from dit_sparse.pipelines.geometry import expected_grid, inspect_model
@@ -25,6 +25,8 @@ from dit_sparse.plan import Plan, Rule
 from dit_sparse.search.compare import compare
 from dit_sparse.search.report import load_report, to_markdown, validate
 from dit_sparse.search.request import Request, check_request, reproduce_command
+from dit_sparse.search.runs import changes_over_steps
+from dit_sparse.spec import PRESETS
 from tests.compare.made_lpips import install_whole, random_weights
 
 JOB = Job("a red ball", seed=3, steps=4, frames=9, height=64, width=96)
@@ -32,6 +34,14 @@ JOB = Job("a red ball", seed=3, steps=4, frames=9, height=64, width=96)
 
 def request(model: Path, out: Path, *plans: str, **options: Any) -> Request:
     return Request(JOB, plans or ("balanced",), out, str(model), "cpu", options=Options(min_tokens=0), **options)
+
+
+def test_a_plan_says_whether_its_sparse_steps_differ() -> None:
+    dense, early, late = Rule(Dense(), (0.0, 0.2)), Rule(Radial(), (0.0, 0.5)), Rule(TopBlocks(), (0.5, 1.0))
+    assert changes_over_steps(Plan((early, late)))
+    assert changes_over_steps(Plan((dataclasses.replace(dense, heads=(0,)), Rule(Radial()))))
+    assert not changes_over_steps(Plan((dense, Rule(Radial()))))
+    assert not any(changes_over_steps(plan) for plan in (Plan.dense(), *PRESETS.values()))
 
 
 def test_attention_is_timed_over_all_steps_where_they_differ(tiny_wan: Path, tmp_path: Path) -> None:

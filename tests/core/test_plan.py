@@ -156,15 +156,3 @@ def test_specs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ds.parse_spec("ballanced")
     with pytest.raises(ValueError, match="got int"):
         ds.parse_spec(3)  # type: ignore[arg-type]
-
-
-def test_a_plan_says_whether_its_sparse_steps_differ() -> None:
-    dense, early, late = (
-        ds.Rule(ds.Dense(), (0.0, 0.2)),
-        ds.Rule(ds.Radial(), (0.0, 0.5)),
-        ds.Rule(ds.TopBlocks(), (0.5, 1.0)),
-    )
-    assert ds.Plan((early, late)).changes_over_steps
-    assert ds.Plan((replace(dense, heads=(0,)), ds.Rule(ds.Radial()))).changes_over_steps
-    assert not ds.Plan((dense, ds.Rule(ds.Radial()))).changes_over_steps
-    assert not any(plan.changes_over_steps for plan in (ds.Plan.dense(), *ds.PRESETS.values()))
